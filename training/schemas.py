@@ -1,0 +1,453 @@
+"""The words every part of Ownvoice shares: mail, examples, jobs, results.
+
+Frozen pydantic models only; this module imports nothing but pydantic and the standard library, so that
+every package may import it. JSON names are camelCase (the app's Prisma schema), Python names snake_case.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class Schema(BaseModel):
+    """Frozen, refuses unknown keys, speaks camelCase in JSON and both spellings on input."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the camelCase, JSON-able form."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+# ---- mail ------------------------------------------------------------------------------------------
+
+
+class Mail(Schema):
+    """One message as the store holds it, with what the cleaner needs to judge it."""
+
+    id: str
+    thread_id: str
+    """Messages of one conversation share it; the held-out split never cuts a thread."""
+    position: int
+    """Order of arrival in the store; the order of undated mail."""
+    sent_at: datetime | None = None
+    """Timezone-aware UTC, or None when the source had no believable date."""
+    sender: str = ""
+    to: tuple[str, ...] = ()
+    cc: tuple[str, ...] = ()
+    subject: str = ""
+    body_text: str = ""
+    body_html: str = ""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Lower-case names; only those that the filters read (see training/mail/filters.py)."""
+    is_reply: bool = False
+    """True when In-Reply-To or References is set, or the subject starts with a reply prefix."""
+    answered_text: str = ""
+    """Body of the received message that this one answers, when the store has it; else empty."""
+    ai_generated: bool = False
+
+
+class DropReason(StrEnum):
+    """Why a sent mail is not an example. The value is the key of `DataReport.dropped`."""
+
+    EMPTY = "empty"
+    AUTO_REPLY = "auto_reply"
+    BOUNCE = "bounce"
+    CALENDAR = "calendar"
+    MACHINE = "machine"
+    LIST = "mailing_list"
+    AI_GENERATED = "ai_generated"
+    FORWARD_ONLY = "forward_only"
+    QUOTE_ONLY = "quote_only"
+    UNCLEAR_QUOTE = "unclear_quote"
+    TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    WRONG_LANGUAGE = "wrong_language"
+    NEAR_DUPLICATE = "near_duplicate"
+    SECRET = "secret"
+
+    @property
+    def label(self) -> str:
+        """A few words for a table that a person reads."""
+        return {
+            "empty": "empty body",
+            "auto_reply": "automatic reply",
+            "bounce": "delivery report",
+            "calendar": "calendar notice",
+            "machine": "written by a machine",
+            "mailing_list": "sent by a list",
+            "ai_generated": "drafted by the AI",
+            "forward_only": "forward without own words",
+            "quote_only": "quote without own words",
+            "unclear_quote": "own words not separable",
+            "too_short": "too few own words",
+            "too_long": "too long to be a mail",
+            "wrong_language": "another language",
+            "near_duplicate": "near-duplicate",
+            "secret": "mostly a secret",
+        }[self.value]
+
+
+class Example(Schema):
+    """One training example in Alpaca form. `output` holds the user's own words and nothing else."""
+
+    id: str
+    thread_id: str
+    sent_at: datetime | None = None
+    instruction: str
+    input: str = ""
+    """The message being answered (context, never a target), or empty."""
+    output: str
+
+
+class Estimate(Schema):
+    """What training would take on the device whose measured rate is used."""
+
+    seconds: float
+    tokens: int
+    cost: float
+    """US dollars at the configured hourly price; 0 on the own machine."""
+    tokens_per_second: float
+
+
+class DataReport(Schema):
+    """What became of the user's sent mail; counts only, never text."""
+
+    sent: int
+    usable: int
+    dropped: dict[DropReason, int] = Field(default_factory=dict)
+    languages: dict[str, int] = Field(default_factory=dict)
+    replaced_secrets: int = 0
+    train: int = 0
+    held_out: int = 0
+    own_words: int = 0
+    eligible: bool
+    reason: str
+    """One sentence a person understands; says what is missing when not eligible."""
+    estimate: Estimate | None = None
+
+
+# ---- jobs ------------------------------------------------------------------------------------------
+
+
+class JobStatus(StrEnum):
+    PENDING = "PENDING"
+    EXTRACTING_DATA = "EXTRACTING_DATA"
+    PREPARING_DATA = "PREPARING_DATA"
+    TRAINING = "TRAINING"
+    EVALUATING = "EVALUATING"
+    DEPLOYING = "DEPLOYING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        return self in FINAL_STATUSES
+
+
+FINAL_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+ACTIVE_STATUSES = frozenset(JobStatus) - FINAL_STATUSES
+
+ALLOWED_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    # Forward by one stage or, when a retry finds a stage already finished, past it; any active job may
+    # fail or be cancelled; only FAILED may be taken up again (PENDING), COMPLETED and CANCELLED are final.
+    JobStatus.PENDING: frozenset(
+        {
+            JobStatus.EXTRACTING_DATA,
+            JobStatus.PREPARING_DATA,
+            JobStatus.TRAINING,
+            JobStatus.EVALUATING,
+            JobStatus.DEPLOYING,
+            JobStatus.FAILED,
+            JobStatus.CANCELLED,
+        }
+    ),
+    JobStatus.EXTRACTING_DATA: frozenset({JobStatus.PREPARING_DATA, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.PREPARING_DATA: frozenset({JobStatus.TRAINING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.TRAINING: frozenset({JobStatus.EVALUATING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.EVALUATING: frozenset(
+        {JobStatus.DEPLOYING, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.DEPLOYING: frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.COMPLETED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.PENDING}),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class Stage(StrEnum):
+    """The stages of one job, in order. `FineTuningJob.stage` is the last one that was entered."""
+
+    EXTRACT = "extract"
+    PREPARE = "prepare"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+    ACTIVATE = "activate"
+
+
+STAGE_STATUS: dict[Stage, JobStatus] = {
+    Stage.EXTRACT: JobStatus.EXTRACTING_DATA,
+    Stage.PREPARE: JobStatus.PREPARING_DATA,
+    Stage.TRAIN: JobStatus.TRAINING,
+    Stage.EVALUATE: JobStatus.EVALUATING,
+    Stage.PUBLISH: JobStatus.DEPLOYING,
+    Stage.ACTIVATE: JobStatus.DEPLOYING,
+}
+STAGE_PROGRESS: dict[Stage, int] = {
+    # Percent shown when the stage is entered (seeds, "Progress Tracking"); training moves 30 → 80.
+    Stage.EXTRACT: 10,
+    Stage.PREPARE: 20,
+    Stage.TRAIN: 30,
+    Stage.EVALUATE: 85,
+    Stage.PUBLISH: 90,
+    Stage.ACTIVATE: 95,
+}
+
+
+class Outcome(StrEnum):
+    PROMOTED = "PROMOTED"
+    KEPT_CURRENT = "KEPT_CURRENT"
+    NOT_PROVEN = "NOT_PROVEN"
+
+
+class Trigger(StrEnum):
+    MANUAL = "manual"
+    APP = "app"
+    SCHEDULE = "schedule"
+    MAIL_COUNT = "mail_count"
+    FEEDBACK = "feedback"
+
+
+class JobMetrics(Schema):
+    """The numbers of one job; all losses are mean negative log-likelihood in nat per reply token."""
+
+    held_out_nll_base: float | None = None
+    held_out_nll_adapter: float | None = None
+    held_out_nll_current: float | None = None
+    held_out_emails: int = 0
+    held_out_tokens: int = 0
+    train_tokens: int = 0
+    """Prompt + reply tokens of the training examples times the epochs actually run."""
+    train_tokens_per_second: float | None = None
+    steps: int = 0
+    epochs: float = 0
+    final_train_loss: float | None = None
+    peak_memory_bytes: int = 0
+    device: str = ""
+    gate: str = ""
+    """The gate's one-sentence reason."""
+
+
+class User(Schema):
+    """One row of "User": who it is, whether they agreed, and which adapter answers for them."""
+
+    id: str
+    email: str
+    ai_provider: str | None = None
+    ai_model: str | None = None
+    lora_adapter_id: str | None = None
+    lora_adapter_path: str | None = None
+    adapter_last_trained: datetime | None = None
+    adapter_next_training: datetime | None = None
+    adapter_auto_retrain: bool = True
+    adapter_training_interval: int = 30
+    """Days."""
+    adapter_training_count: int = 0
+    voice_consent_at: datetime | None = None
+    sent_count_notified: int = 0
+
+
+class Job(Schema):
+    """One row of "FineTuningJob"; the JSON form is what the CLI and the API print."""
+
+    id: str
+    user_id: str
+    status: JobStatus = JobStatus.PENDING
+    stage: Stage | None = None
+    progress: float = 0
+    """Percent, 0–100."""
+    outcome: Outcome | None = None
+    trigger: Trigger = Trigger.MANUAL
+    version: int
+    incremental_from: str | None = None
+    training_emails: int | None = None
+    base_model: str
+    model_name: str | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    metrics: JobMetrics = Field(default_factory=JobMetrics)
+    timings: dict[str, float] = Field(default_factory=dict)
+    """Seconds per stage."""
+    adapter_path: str | None = None
+    adapter_size: int | None = None
+    """Bytes of the GGUF adapter that is served."""
+    adapter_digest: str | None = None
+    """`sha256:` + 64 lower-case hex digits of the GGUF adapter."""
+    estimated_seconds: float | None = None
+    estimated_cost: float | None = None
+    actual_cost: float | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    flow_run_id: str | None = None
+    idempotency_key: str | None = None
+    cancel_requested: bool = False
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class EventLevel(StrEnum):
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+class JobEvent(Schema):
+    """One line of a job's event stream (OpenAI's shape: level, type, message, data)."""
+
+    job_id: str
+    at: datetime
+    level: EventLevel
+    type: str
+    """`status`, `message` or `metrics`."""
+    message: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+# ---- training --------------------------------------------------------------------------------------
+
+
+class JobSpec(Schema):
+    """`job.json` in the job folder: all that a GPU machine is told about a job. No database, no address."""
+
+    job_id: str
+    base_model: str
+    version: int
+    train_config: dict[str, Any]
+    current_adapter: str | None = None
+    """Storage URL of the PEFT folder of the adapter that serves the user now, or None."""
+
+
+class TrainingProgress(Schema):
+    """What a running training says after a step; `progress.json` in the job folder."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    tokens: int
+    tokens_per_second: float
+    eta_seconds: float
+    phase: str = "train"
+    """`load`, `train`, `held_out` or `export`."""
+
+
+class TrainingResult(Schema):
+    """What `training.lora.train_adapter` leaves behind, and where."""
+
+    adapter_dir: str
+    steps: int
+    epochs: float
+    train_tokens: int
+    train_seconds: float
+    train_tokens_per_second: float
+    final_train_loss: float
+    loss_curve: tuple[tuple[int, float], ...]
+    """(step, training loss) pairs."""
+    trainable_parameters: int
+    peak_memory_bytes: int
+    device: str
+    resumed_from_step: int = 0
+
+
+class MailLoss(Schema):
+    """Held-out loss of one mail under one model."""
+
+    example_id: str
+    thread_id: str
+    nll: float
+    """Mean negative log-likelihood per reply token, nat."""
+    tokens: int
+
+
+class GateDecision(Schema):
+    outcome: Outcome
+    reason: str
+    """One plain sentence."""
+    numbers: dict[str, float] = Field(default_factory=dict)
+
+
+class CohortResult(Schema):
+    """What train-adapters says about one job of its cohort."""
+
+    job_id: str
+    ok: bool
+    error_code: str | None = None
+    error_message: str | None = None
+    seconds: float = 0
+
+
+# ---- serving ---------------------------------------------------------------------------------------
+
+
+class ChatMessage(Schema):
+    role: str
+    content: str
+
+
+class GenerateOptions(Schema):
+    """Sampling settings of one answer; the defaults are the app's own (seeds, Modelfile)."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 40
+    seed: int | None = None
+    max_tokens: int = 256
+
+
+class Published(Schema):
+    """An adapter that a serving engine holds under an exact name."""
+
+    name: str
+    digest: str
+    engine: str
+
+
+class ServedModel(Schema):
+    name: str
+    digest: str | None = None
+    """Digest of the adapter, or None for a base model."""
+
+
+# ---- imports ---------------------------------------------------------------------------------------
+
+
+class ImportReport(Schema):
+    """What an import did; counts only."""
+
+    path: str
+    format: str
+    read: int
+    added: int
+    already_present: int
+    sent: int
+    broken: dict[str, int] = Field(default_factory=dict)
+    """Skipped messages by reason."""
+    aliases_added: tuple[str, ...] = ()
+    hint: str = ""
+    seconds: float = 0

@@ -1,0 +1,82 @@
+"""Everything the environment decides: addresses, secrets, folders. One class, read once per process.
+
+The variable names of the owner's documents are kept (`DATABASE_URL`, `OLLAMA_BASE_URL`,
+`INTERNAL_API_KEY`, `FINE_TUNING_WEBHOOK_URL`, `VASTAI_API_KEY`); ours start with `OWNVOICE_`.
+With nothing set, every part runs embedded on this machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from training.errors import ConfigError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _names(*names: str) -> AliasChoices:
+    return AliasChoices(*names)
+
+
+class Settings(BaseSettings):
+    """Where things are. `load_settings()` is the only constructor that other code calls."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file=".env", populate_by_name=True)
+
+    home: Path = Field(PROJECT_ROOT / ".ownvoice", validation_alias=_names("OWNVOICE_HOME"))
+    """Folder of everything embedded: database, storage, adapters, logs."""
+    database_url: SecretStr | None = Field(None, validation_alias=_names("DATABASE_URL"))
+    """PostgreSQL URL; unset means the embedded server in `home`."""
+    prefect_api_url: str | None = Field(None, validation_alias=_names("PREFECT_API_URL"))
+    """Prefect server; unset means the one that `ownvoice up` started."""
+    serving: Literal["ollama", "llamacpp"] | None = Field(None, validation_alias=_names("OWNVOICE_SERVING"))
+    """Engine; unset means ollama when `OLLAMA_BASE_URL` is set, else llamacpp."""
+    ollama_base_url: str | None = Field(None, validation_alias=_names("OLLAMA_BASE_URL"))
+    """Ollama server; a trailing `/api`, as in the owner's documents, is accepted."""
+    storage_url: str | None = Field(None, validation_alias=_names("OWNVOICE_STORAGE_URL"))
+    """fsspec URL of the job folders; unset means `home`/storage."""
+    base_model: str = Field("smollm2-135m", validation_alias=_names("OWNVOICE_BASE_MODEL"))
+    """Key in configs/base_models.yaml that new jobs train on."""
+    train_config: str = Field("default", validation_alias=_names("OWNVOICE_TRAIN_CONFIG"))
+    """Preset in configs/train/ (without .yaml) for new jobs."""
+    hourly_price: float = Field(0.0, ge=0, validation_alias=_names("OWNVOICE_HOURLY_PRICE"))
+    """US dollars per training hour, for estimates and costs; 0 on the own machine."""
+    sent_column: str = Field("isSent", validation_alias=_names("OWNVOICE_SENT_COLUMN"))
+    """Column of "EmailMessage" that flags sent mail (the upstream app names it `sent`)."""
+    cpu_pool: str = Field("cpu", validation_alias=_names("OWNVOICE_CPU_POOL"))
+    gpu_pool: str = Field("gpu", validation_alias=_names("OWNVOICE_GPU_POOL"))
+    internal_api_key: SecretStr | None = Field(None, validation_alias=_names("INTERNAL_API_KEY"))
+    webhook_url: str | None = Field(None, validation_alias=_names("FINE_TUNING_WEBHOOK_URL"))
+    vastai_api_key: SecretStr | None = Field(None, validation_alias=_names("VASTAI_API_KEY"))
+
+    @property
+    def engine(self) -> Literal["ollama", "llamacpp"]:
+        return self.serving or ("ollama" if self.ollama_base_url else "llamacpp")
+
+    @property
+    def storage(self) -> str:
+        return self.storage_url or (self.home / "storage").as_posix()
+
+    @property
+    def cache(self) -> Path:
+        """Folder of materialised base models; safe to delete."""
+        return self.home / "cache"
+
+    @property
+    def adapters(self) -> Path:
+        """Folder of the llamacpp engine's published adapters."""
+        return self.home / "adapters"
+
+
+def load_settings() -> Settings:
+    """Read the environment. Raises ConfigError naming the variable and what it must look like."""
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name} is not usable: {first['msg']}. Correct the variable and run again.") from exc
