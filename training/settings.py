@@ -25,7 +25,7 @@ def _names(*names: str) -> AliasChoices:
 class Settings(BaseSettings):
     """Where things are. `load_settings()` is the only constructor that other code calls."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file=".env", populate_by_name=True)
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file=".env")
 
     home: Path = Field(PROJECT_ROOT / ".ownvoice", validation_alias=_names("OWNVOICE_HOME"))
     """Folder of everything embedded: database, storage, adapters, logs."""
