@@ -7,6 +7,7 @@ With nothing set, every part runs embedded on this machine.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,10 @@ class Settings(BaseSettings):
     """PostgreSQL URL; unset means the embedded server in `home`."""
     prefect_api_url: str | None = Field(None, validation_alias=_names("PREFECT_API_URL"))
     """Prefect server; unset means the one that `ownvoice up` started."""
+    prefect_api_auth_string: SecretStr | None = Field(
+        None, validation_alias=_names("PREFECT_API_AUTH_STRING")
+    )
+    """`user:password` of a Prefect server that asks for it."""
     serving: Literal["ollama", "llamacpp"] | None = Field(None, validation_alias=_names("OWNVOICE_SERVING"))
     """Engine; unset means ollama when `OLLAMA_BASE_URL` is set, else llamacpp."""
     ollama_base_url: str | None = Field(None, validation_alias=_names("OLLAMA_BASE_URL"))
@@ -72,6 +77,12 @@ class Settings(BaseSettings):
         return self.home / "adapters"
 
 
+def enter_project_root() -> dict[str, str]:
+    """Make the repository root the working directory; the pull step of every deployment (prefect.yaml)."""
+    os.chdir(PROJECT_ROOT)
+    return {"directory": str(PROJECT_ROOT)}
+
+
 def load_settings() -> Settings:
     """Read the environment. Raises ConfigError naming the variable and what it must look like."""
     try:
@@ -79,4 +90,6 @@ def load_settings() -> Settings:
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name} is not usable: {first['msg']}. Correct the variable and run again.") from exc
+        raise ConfigError(
+            f"{name} is not usable: {first['msg']}. Correct the variable and run again."
+        ) from exc
