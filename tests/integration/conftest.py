@@ -1,0 +1,69 @@
+"""One real PostgreSQL for the whole session, one fresh database for every test."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from store import embedded
+from store.database import Database, migrate, open_database
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of an embedded server that ends with the session."""
+    # Not pytest's own temporary folder: its mode 0700 is restored by every other pytest session of the same
+    # user, which would shut a server that runs as another system user out of its data.
+    home = Path(tempfile.mkdtemp(prefix="ownvoice-tests-"))
+    try:
+        yield embedded.start(home)
+    finally:
+        embedded.stop(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: str) -> str:
+    """Name of a database with all migrations applied, to copy from (40 ms instead of 150 ms a test)."""
+    with open_database(embedded.ensure_database(postgres, "template_ownvoice")) as db:
+        migrate(db)
+    return "template_ownvoice"
+
+
+@pytest.fixture
+def database_url(postgres: str, migrated_template: str) -> Iterator[str]:
+    """URL of a fresh, migrated database; set DATABASE_URL to it for code that reads settings."""
+    yield from _fresh_database(postgres, migrated_template)
+
+
+@pytest.fixture
+def empty_database_url(postgres: str) -> Iterator[str]:
+    """URL of a fresh database without any table."""
+    yield from _fresh_database(postgres, "template0")
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    with open_database(database_url) as database:
+        yield database
+
+
+def _fresh_database(server: str, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
+                sql.Identifier(name), sql.Identifier(template)
+            )
+        )
+        yield embedded.url_for_database(server, name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
