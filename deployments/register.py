@@ -1,0 +1,520 @@
+"""Make a Prefect server know this project: work pools, queues, deployments, automations.
+
+    python deployments/register.py [--api-url URL] [--pool-type process|docker] [--gpus N]
+
+`prefect.yaml` stays the single source of the deployments; this script reads it and brings the server to
+that state. It may run any number of times: what exists is updated in place, so that deployment ids, run
+history and whatever was paused in the Prefect UI survive (`prefect deploy` re-creates trigger automations,
+and `prefect automation create` adds a second copy each time). Beyond what the YAML says it creates
+
+- the work pools, from the templates in `deployments/pools/`, and the queues of the GPU pool,
+- the automation that marks runs as crashed when their machine vanished.
+
+Existing pools keep their type, template and limit unless `--gpus` or `--update-pools` says otherwise:
+they may have been tuned for the machines that serve them. Nothing is ever deleted, except a trigger's
+automation whose trigger left the YAML.
+
+The last line on standard output is the report as JSON; errors are one sentence on standard error and
+exit code 1 (2 for a wrong argument, YAML or environment variable).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from training.errors import ConfigError, OrchestratorUnavailable, OwnvoiceError
+from training.settings import PROJECT_ROOT, load_settings
+
+POOL_TEMPLATES = Path(__file__).resolve().parent / "pools"
+GPU_QUEUES = {"high": 1, "normal": 5, "bulk": 10}
+"""Queue → priority, lower first: somebody waits (high), a threshold or schedule asked (normal), the monthly
+round (bulk). A worker takes from `normal` only when `high` is empty."""
+POOL_DESCRIPTIONS = {
+    "cpu": "Everything but training: extract, prepare, judge, publish, schedule.",
+    "gpu": "Training. Its concurrency limit is the number of GPUs.",
+}
+ZOMBIE_AUTOMATION = "ownvoice: mark runs as crashed when their heartbeat stops"
+ZOMBIE_AFTER_S = 540
+"""Three missed heartbeats of 180 s (Prefect's default PREFECT_FLOWS_HEARTBEAT_FREQUENCY); the factor that
+Prefect's own page on zombie flows uses, so that one lost heartbeat never kills a good run."""
+SUPPORTED_KEYS = {
+    "name",
+    "description",
+    "entrypoint",
+    "tags",
+    "parameters",
+    "schedules",
+    "triggers",
+    "concurrency_limit",
+    "enforce_parameter_schema",
+    "work_pool",
+}
+"""Prefect ignores unknown keys of a deployment without a word; we refuse what we would not apply."""
+
+
+@dataclass
+class RegisterReport:
+    """What the server holds now, by name, and whether this call made it."""
+
+    api_url: str
+    pools: dict[str, str] = field(default_factory=dict)
+    """Pool name → `created (process)`, `kept (docker)`, …"""
+    deployments: dict[str, str] = field(default_factory=dict)
+    """`flow/deployment` → id."""
+    created: list[str] = field(default_factory=list)
+    """`flow/deployment` names that did not exist before."""
+    automations: dict[str, str] = field(default_factory=dict)
+    """Automation name → `created`, `updated` or `removed`."""
+    seconds: float = 0
+
+
+def register(
+    api_url: str,
+    *,
+    pool_type: str = "process",
+    gpus: int | None = None,
+    update_pools: bool = False,
+    cpu_pool: str = "cpu",
+    gpu_pool: str = "gpu",
+    prefect_file: Path = PROJECT_ROOT / "prefect.yaml",
+    auth: str | None = None,
+    wait_s: float = 0,
+) -> RegisterReport:
+    """Bring the Prefect server at `api_url` (ends in `/api`) to the state that `prefect_file` describes.
+
+    Flow files are imported for their parameter schemas, so a broken import is an error here and not a
+    crashed run later. That import takes seconds, so it happens while a thread waits up to `wait_s` seconds
+    for the server and creates the pools; workers can start as soon as the pools exist.
+
+    `gpus` is the concurrency limit of the GPU pool: 1 for a new pool, unchanged for an existing one.
+    `auth` is `user:password` of a server with PREFECT_SERVER_API_AUTH_STRING.
+
+    Raises: OrchestratorUnavailable when the server does not answer; ConfigError when the YAML, a flow file
+    or an environment variable that the YAML names is unusable.
+    """
+    started = time.monotonic()
+    report = RegisterReport(api_url=api_url)
+    declared = read_deployments(prefect_file)
+    pool_names = {"cpu": cpu_pool, "gpu": gpu_pool}
+
+    def make_pools() -> None:
+        with _connect(api_url, auth) as client:
+            _wait_until_ready(client, wait_s)
+            for name, role in ((cpu_pool, "cpu"), (gpu_pool, "gpu")):
+                _ensure_pool(client, report, name, role, pool_type, gpus, update_pools)
+            for queue, priority in GPU_QUEUES.items():
+                _ensure_queue(client, gpu_pool, queue, priority)
+
+    pools = _Background(make_pools)
+    flows = [_load_flow(item["entrypoint"], prefect_file) for item in declared]
+    pools.join()
+
+    with _connect(api_url, auth) as client:
+        for item, flow in zip(declared, flows, strict=True):
+            _apply_deployment(client, report, item, flow, pool_names)
+        _apply_automation(client, report, _zombie_automation())
+    report.seconds = round(time.monotonic() - started, 2)
+    return report
+
+
+def read_deployments(prefect_file: Path = PROJECT_ROOT / "prefect.yaml") -> list[dict[str, Any]]:
+    """Return the deployments of `prefect_file`, each with its effective `pull` steps.
+
+    `{{ $NAME }}` is replaced from the environment. Raises ConfigError for an unset variable (Prefect itself
+    would put an empty string there), an unsupported key or a missing one.
+    """
+    try:
+        document = yaml.safe_load(prefect_file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{prefect_file.name} cannot be read: {exc}.") from exc
+    declared = []
+    for raw in document.get("deployments") or []:
+        name = raw.get("name", "(without a name)")
+        if unknown := sorted(raw.keys() - SUPPORTED_KEYS):
+            raise ConfigError(
+                f"{prefect_file.name}: deployment {name} has {', '.join(unknown)}, which is not applied; "
+                f"known keys are {', '.join(sorted(SUPPORTED_KEYS))}."
+            )
+        if missing := [key for key in ("name", "entrypoint", "work_pool") if not raw.get(key)]:
+            raise ConfigError(f"{prefect_file.name}: deployment {name} lacks {', '.join(missing)}.")
+        # Event templates such as {{ event.payload.user_id }} belong to the server, not to this machine.
+        triggers = raw.pop("triggers", [])
+        item = _fill_environment(raw, prefect_file.name)
+        item["triggers"] = triggers
+        item["pull"] = _fill_environment(document.get("pull") or [], prefect_file.name)
+        declared.append(item)
+    return declared
+
+
+def _fill_environment(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill_environment(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_environment(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not os.environ.get(name):
+            raise ConfigError(f"{where} needs the environment variable {name}, which is not set; set it.")
+        return os.environ[name]
+
+    return re.sub(r"{{\s*\$(\w+)\s*}}", fill, value)
+
+
+def _load_flow(entrypoint: str, prefect_file: Path) -> Any:
+    # Imported here: prefect costs about two seconds, and --help should not.
+    from prefect.flows import load_flow_from_entrypoint
+
+    try:
+        # Without use_placeholder_flow=False a file that cannot be imported still deploys, from its syntax
+        # tree, and only its runs crash.
+        return load_flow_from_entrypoint(
+            str(prefect_file.resolve().parent / entrypoint), use_placeholder_flow=False
+        )
+    except Exception as exc:
+        reason = str(exc.__cause__ or exc).strip().splitlines()
+        raise ConfigError(
+            f"{entrypoint} cannot be loaded: {reason[-1] if reason else type(exc).__name__}. "
+            "Correct the flow file; nothing was deployed from it."
+        ) from exc
+
+
+# ---- the server ------------------------------------------------------------------------------------
+
+
+class _Background:
+    """A thread whose exception is raised again by `join`."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._error: BaseException | None = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as exc:
+            self._error = exc
+
+    def join(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def _connect(api_url: str, auth: str | None) -> Iterator[httpx.Client]:
+    credentials = None
+    if auth:
+        user, _, password = auth.partition(":")
+        credentials = (user, password)
+    # A server on SQLite may hold a write for seconds while it migrates or writes events.
+    with httpx.Client(
+        base_url=api_url.rstrip("/") + "/",
+        auth=credentials,
+        timeout=30,
+        transport=httpx.HTTPTransport(retries=2),
+    ) as client:
+        try:
+            yield client
+        except httpx.TransportError as exc:
+            raise OrchestratorUnavailable(
+                f"The Prefect server at {api_url} does not answer ({type(exc).__name__}). "
+                "Start the local stack with `ownvoice up`, or correct PREFECT_API_URL."
+            ) from exc
+        except httpx.HTTPStatusError as exc:
+            raise _refusal(exc, api_url) from exc
+
+
+def _refusal(error: httpx.HTTPStatusError, api_url: str) -> OwnvoiceError:
+    status = error.response.status_code
+    if status == 401:
+        return ConfigError(
+            f"The Prefect server at {api_url} asks for a password; "
+            "set PREFECT_API_AUTH_STRING to user:password."
+        )
+    if status in (429, 502, 503):
+        return OrchestratorUnavailable(
+            f"The Prefect server at {api_url} is busy (HTTP {status}); run the same command again."
+        )
+    return ConfigError(
+        f"The Prefect server at {api_url} refused {error.request.method} {error.request.url.path} "
+        f"(HTTP {status}): {error.response.text[:300]}"
+    )
+
+
+def _wait_until_ready(client: httpx.Client, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            if client.get("ready").is_success:
+                return
+        except httpx.TransportError:
+            if time.monotonic() >= deadline:
+                raise
+        if time.monotonic() >= deadline:
+            raise OrchestratorUnavailable(
+                f"The Prefect server at {client.base_url} is not ready after {wait_s:.0f} s; look at its log."
+            )
+        time.sleep(0.1)
+
+
+def _send(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
+    """Send one request; a server that is briefly busy (SQLite lock: 503) is asked up to four times."""
+    for attempt in range(4):
+        response = client.request(method, path, json=body)
+        if response.status_code not in (429, 502, 503):
+            break
+        time.sleep(0.5 * 2**attempt)
+    response.raise_for_status()
+    return response.json() if response.content else None
+
+
+def _find(client: httpx.Client, path: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = _send(client, "GET", path)
+    except httpx.HTTPStatusError as exc:
+        if exc.response.status_code == 404:
+            return None
+        raise
+    return found
+
+
+def _ensure_pool(
+    client: httpx.Client,
+    report: RegisterReport,
+    name: str,
+    role: str,
+    pool_type: str,
+    gpus: int | None,
+    update: bool,
+) -> None:
+    existing = _find(client, f"work_pools/{name}")
+    limit = gpus if role == "gpu" else None
+    template = "docker-gpu" if (role, pool_type) == ("gpu", "docker") else pool_type
+    base_job_template = json.loads((POOL_TEMPLATES / f"{template}.json").read_text(encoding="utf-8"))
+    if existing is None:
+        _send(
+            client,
+            "POST",
+            "work_pools/",
+            {
+                "name": name,
+                "type": pool_type,
+                "description": POOL_DESCRIPTIONS[role],
+                "base_job_template": base_job_template,
+                "concurrency_limit": (limit or 1) if role == "gpu" else None,
+            },
+        )
+        report.pools[name] = f"created ({pool_type})"
+        return
+    changes: dict[str, Any] = {}
+    if limit is not None and existing["concurrency_limit"] != limit:
+        changes["concurrency_limit"] = limit
+    if update and existing["type"] == pool_type:
+        changes["base_job_template"] = base_job_template
+    if changes:
+        _send(client, "PATCH", f"work_pools/{name}", changes)
+    report.pools[name] = f"{'updated' if changes else 'kept'} ({existing['type']})"
+
+
+def _ensure_queue(client: httpx.Client, pool: str, queue: str, priority: int) -> None:
+    if _find(client, f"work_pools/{pool}/queues/{queue}") is None:
+        _send(client, "POST", f"work_pools/{pool}/queues", {"name": queue, "priority": priority})
+
+
+def _apply_deployment(
+    client: httpx.Client,
+    report: RegisterReport,
+    item: dict[str, Any],
+    flow: Any,
+    pool_names: dict[str, str],
+) -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    full_name = f"{flow.name}/{item['name']}"
+    pool = item["work_pool"]
+    limit = item.get("concurrency_limit")
+    body = {
+        "description": item.get("description") or flow.description,
+        "version": flow.version,
+        "tags": item.get("tags") or [],
+        "parameters": item.get("parameters") or {},
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(mode="json", exclude_unset=True),
+        "enforce_parameter_schema": item.get("enforce_parameter_schema", True),
+        "entrypoint": item["entrypoint"],
+        "path": None,
+        "pull_steps": item["pull"],
+        # The YAML says `cpu` and `gpu`; OWNVOICE_CPU_POOL and OWNVOICE_GPU_POOL rename them for one server.
+        "work_pool_name": pool_names.get(pool["name"], pool["name"]),
+        "work_queue_name": pool.get("work_queue_name"),
+        "job_variables": pool.get("job_variables") or {},
+        "concurrency_limit": limit.get("limit") if isinstance(limit, dict) else limit,
+        "concurrency_options": {key: value for key, value in limit.items() if key != "limit"}
+        if isinstance(limit, dict)
+        else None,
+    }
+    schedules = [_schedule(full_name, entry) for entry in item.get("schedules") or []]
+    existing = _find(client, f"deployments/name/{flow.name}/{item['name']}")
+    if existing is None:
+        flow_id = _send(client, "POST", "flows/", {"name": flow.name})["id"]
+        created = _send(
+            client,
+            "POST",
+            "deployments/",
+            {**body, "name": item["name"], "flow_id": flow_id, "schedules": schedules},
+        )
+        deployment_id = created["id"]
+        report.created.append(full_name)
+    else:
+        deployment_id = existing["id"]
+        # POST would upsert as well, but it deletes and re-creates the schedules, so that one paused in the
+        # UI would run again. PATCH matches them by slug and leaves `active` alone when it is not sent.
+        _send(client, "PATCH", f"deployments/{deployment_id}", {**body, "schedules": schedules})
+    report.deployments[full_name] = deployment_id
+    _apply_triggers(client, report, full_name, deployment_id, item["triggers"])
+
+
+def _schedule(full_name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Translate a schedule of prefect.yaml; the slug is required, it is how a later call finds it again."""
+    kinds = [kind for kind in ("cron", "interval", "rrule") if kind in entry]
+    if len(kinds) != 1 or not entry.get("slug"):
+        raise ConfigError(f"{full_name}: a schedule needs a slug and exactly one of cron, interval, rrule.")
+    schedule = {
+        key: value
+        for key, value in entry.items()
+        if key in ("cron", "interval", "rrule", "timezone", "anchor_date", "day_or")
+    }
+    if not all(key in ("active", "parameters", "slug") or key in schedule for key in entry):
+        raise ConfigError(f"{full_name}: schedule {entry['slug']} has a key that Prefect does not know.")
+    result: dict[str, Any] = {"schedule": schedule, "slug": entry["slug"]}
+    return result | {key: entry[key] for key in ("active", "parameters") if key in entry}
+
+
+def _apply_triggers(
+    client: httpx.Client,
+    report: RegisterReport,
+    full_name: str,
+    deployment_id: str,
+    triggers: list[dict[str, Any]],
+) -> None:
+    """Keep one automation per trigger, matched by name, so that one paused in the UI stays paused."""
+    from uuid import UUID
+
+    from prefect.events import DeploymentTriggerTypes
+    from pydantic import TypeAdapter
+
+    owner = f"prefect.deployment.{deployment_id}"
+    owned = {
+        item["name"]: item
+        for item in _send(client, "GET", f"automations/related-to/{owner}")
+        if item.get("owner_resource") == owner
+    }
+    adapter: TypeAdapter[Any] = TypeAdapter(DeploymentTriggerTypes)
+    for number, spec in enumerate(triggers, start=1):
+        trigger = adapter.validate_python({"name": f"{full_name} trigger {number}", **spec})
+        trigger.set_deployment_id(UUID(deployment_id))
+        body = trigger.as_automation().model_dump(mode="json")
+        _put_automation(client, report, body, owned.pop(body["name"], None))
+    for name, stale in owned.items():
+        _send(client, "DELETE", f"automations/{stale['id']}")
+        report.automations[name] = "removed"
+
+
+def _zombie_automation() -> dict[str, Any]:
+    """Describe the automation of Prefect's page "Detect zombie flows", which a server does not come with.
+
+    The wildcard in `expect` is needed because events carry the state's name, which a flow may choose.
+    """
+    return {
+        "name": ZOMBIE_AUTOMATION,
+        "description": f"No heartbeat for {ZOMBIE_AFTER_S} s: the machine of the run is gone.",
+        "enabled": True,
+        "trigger": {
+            "type": "event",
+            "posture": "Proactive",
+            "after": ["prefect.flow-run.heartbeat"],
+            "expect": ["prefect.flow-run.*"],
+            "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": ZOMBIE_AFTER_S,
+        },
+        "actions": [
+            {
+                "type": "change-flow-run-state",
+                "state": "CRASHED",
+                "message": f"No heartbeat for {ZOMBIE_AFTER_S} s: the machine that ran this is gone.",
+            }
+        ],
+    }
+
+
+def _apply_automation(client: httpx.Client, report: RegisterReport, body: dict[str, Any]) -> None:
+    found = _send(client, "POST", "automations/filter", {"automations": {"name": {"any_": [body["name"]]}}})
+    _put_automation(client, report, body, found[0] if found else None)
+
+
+def _put_automation(
+    client: httpx.Client, report: RegisterReport, body: dict[str, Any], existing: dict[str, Any] | None
+) -> None:
+    if existing is None:
+        _send(client, "POST", "automations/", body)
+        report.automations[body["name"]] = "created"
+    else:
+        _send(client, "PUT", f"automations/{existing['id']}", body | {"enabled": existing["enabled"]})
+        report.automations[body["name"]] = "updated"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Register pools, deployments and automations; idempotent.")
+    parser.add_argument("--api-url", help="Prefect API, ends in /api; default: PREFECT_API_URL")
+    parser.add_argument("--prefect-file", type=Path, default=PROJECT_ROOT / "prefect.yaml")
+    parser.add_argument("--pool-type", choices=["process", "docker"], default="process")
+    parser.add_argument("--gpus", type=int, help="concurrency limit of the GPU pool; new pools get 1")
+    parser.add_argument("--update-pools", action="store_true", help="give existing pools our job template")
+    parser.add_argument("--wait", type=float, default=0, metavar="S", help="seconds to wait for the server")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings()
+        api_url = arguments.api_url or settings.prefect_api_url
+        if not api_url:
+            raise ConfigError("No Prefect server is named; set PREFECT_API_URL or give --api-url.")
+        auth = settings.prefect_api_auth_string
+        report = register(
+            api_url,
+            pool_type=arguments.pool_type,
+            gpus=arguments.gpus,
+            update_pools=arguments.update_pools,
+            cpu_pool=settings.cpu_pool,
+            gpu_pool=settings.gpu_pool,
+            prefect_file=arguments.prefect_file,
+            auth=auth.get_secret_value() if auth else None,
+            wait_s=arguments.wait,
+        )
+    except OwnvoiceError as exc:
+        print(exc, file=sys.stderr)
+        return exc.exit_code
+    print(json.dumps(asdict(report)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
