@@ -1,0 +1,128 @@
+"""Training presets: YAML in `configs/train/`, frozen and strict once loaded.
+
+A preset says everything that decides what an adapter becomes; nothing here touches torch. Unknown keys are
+refused, so that a misspelt `lora_alhpa` fails before an hour of training and not after it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Config):
+    """Which mails become examples, and how many are held out."""
+
+    max_mails: int = Field(500, ge=1, le=5000)
+    """Newest sent mails that are read (seeds: 100–500)."""
+    min_usable: int = Field(100, ge=10)
+    """Usable mails below which training is refused (seeds: 100 sent mails)."""
+    min_words: int = Field(8, ge=1)
+    """Own words below which a mail teaches nothing (Panza drops < 10; real one-liners start at 8)."""
+    max_words: int = Field(2000, ge=50)
+    """Own words above which a text is a document, not a mail."""
+    language: str | None = Field(None, pattern=r"^[a-z]{2}$")
+    """ISO 639-1 code to keep, or None for the mailbox's own main languages."""
+    max_context_words: int = Field(120, ge=0)
+    """Words of the answered message that are shown to the model."""
+    held_out_fraction: float = Field(0.15, gt=0, lt=0.5)
+    """Newest share of the examples that is never trained on (references/voice.md §3)."""
+    min_held_out: int = Field(20, ge=1)
+    max_held_out: int = Field(60, ge=1)
+
+
+class LoraConfig(_Config):
+    """The adapter's shape. Defaults: the owner's `lora-config-8b.yaml`."""
+
+    rank: int = Field(16, ge=1, le=256)
+    alpha: float = Field(32, gt=0)
+    """Scale is alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski 2023, eq. 8)."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] = LINEAR_LAYERS
+    use_rslora: bool = False
+
+    @model_validator(mode="after")
+    def _known_modules(self) -> LoraConfig:
+        unknown = set(self.target_modules) - set(LINEAR_LAYERS)
+        if unknown or not self.target_modules:
+            raise ValueError(
+                f"target_modules {sorted(unknown)} cannot be carried by a GGUF adapter; "
+                f"choose from {', '.join(LINEAR_LAYERS)}"
+            )
+        return self
+
+
+class TrainConfig(_Config):
+    """One preset. Defaults are the owner's documents' 8B settings unless a field says otherwise."""
+
+    name: str = "default"
+    base_model: str | None = None
+    """Key in configs/base_models.yaml that this preset is made for; None fits any."""
+    data: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    epochs: int = Field(3, ge=1, le=50)
+    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_seq_tokens: int = Field(1024, ge=64)
+    """Longer prompts lose context from the front of the answered message; longer replies lose their end."""
+    batch_tokens: int = Field(768, ge=64)
+    """Tokens per optimiser step, padding included: about 8 mails of ordinary length."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    quantise: Literal["none", "nf4"] = "none"
+    """`nf4`: 4-bit base weights by bitsandbytes (QLoRA, Dettmers et al. 2023); for bases that do not fit."""
+    gradient_checkpointing: bool = False
+    seed: int = 17
+    checkpoint_every_s: float = Field(20.0, gt=0)
+    """Seconds of training that a crash may lose."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after so many optimiser steps (smoke tests)."""
+    promote_below: float = Field(0.0, ge=0)
+    """Nat per token by which the adapter must beat the base on held-out mail."""
+
+
+def load_train_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """Load a preset by name (`configs/train/<name>.yaml`) or by path, then apply `overrides`.
+
+    Raises ConfigError naming the file, the field and what is allowed.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = CONFIGS / "train" / f"{name_or_path}.yaml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as exc:
+        known = ", ".join(sorted(p.stem for p in (CONFIGS / "train").glob("*.yaml")))
+        raise ConfigError(f"There is no training preset {name_or_path!r}. Choose one of: {known}.") from exc
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path.name} is not readable YAML. Correct the file and run again.") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name} must hold `key: value` lines, as configs/train/default.yaml does.")
+    return parse_train_config({"name": path.stem, **data, **(overrides or {})}, source=path.name)
+
+
+def parse_train_config(data: dict[str, Any], *, source: str = "the training configuration") -> TrainConfig:
+    """Validate a preset that is already a mapping. Raises ConfigError."""
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as exc:
+        problem = exc.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        raise ConfigError(
+            f"{source}: {field}: {problem['msg']} (value: {problem.get('input')!r:.60})."
+        ) from exc

@@ -1,0 +1,90 @@
+"""The body as the author saw it: line ends, control characters, transfer-encoding and charset leftovers.
+
+Every later position (`Cut.start`, `Cut.end`) counts characters of the text that `decode_body` returns.
+"""
+
+from __future__ import annotations
+
+import re
+
+from training.mail.html import looks_like_html, render_html
+
+# No mail a person wrote comes near it (the longest own text that is trained on has 2,000 words, about
+# 12,000 characters); reading no further bounds the time any mail can take.
+MAX_SCANNED_CHARS = 200_000
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u2060\ufeff\ufffd]")
+_ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+_SOFT_BREAK = re.compile(r"=[ \t]{0,4}\n")
+_QP_EVIDENCE = re.compile(r"=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=(?:20|09|3D)(?=[A-Z\s<\"])")
+_QP_BYTES = re.compile(r"(?:=[0-9A-F]{2})+")
+# A run that starts with what a UTF-8 lead byte and continues with what UTF-8 continuation bytes look like
+# when they are read as Windows-1252.
+_MOJIBAKE = re.compile("[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]{1,3}")
+# Some archives glue the attachment rule to the last word of the body.
+_GLUED_ATTACHMENT = re.compile(r"(?<=[^\s=;~_*-])(?=[=;~_*-]{6,40}[=;~_* -]{0,40}ATTACHMENT)")
+
+
+def decode_body(body_text: str, body_html: str = "") -> str:
+    """Return the plain text of a body, at most `MAX_SCANNED_CHARS` characters, lines ended by "\\n".
+
+    The plain part wins; HTML is rendered only when there is no plain part, or when the plain part is HTML.
+    """
+    text = body_text[:MAX_SCANNED_CHARS]
+    if looks_like_html(text):
+        text = render_html(body_text)[:MAX_SCANNED_CHARS]
+    elif body_html and not text.strip():
+        text = render_html(body_html)[:MAX_SCANNED_CHARS]
+    return normalise_text(text)
+
+
+def normalise_text(text: str) -> str:
+    """Return `text` with LF line ends, no control characters, and encoding leftovers decoded."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        text = _mend_unicode(text)
+    if "=" in text and _QP_EVIDENCE.search(text):
+        text = _decode_quoted_printable(text)
+    if _CONTROL.search(text):
+        text = _CONTROL.sub("", text)
+    if "ATTACHMENT" in text:
+        text = _GLUED_ATTACHMENT.sub("\n", text)
+    return text
+
+
+def _mend_unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Pairs of surrogates become the character they stand for, lone ones a mark that is removed below.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = text.replace("\u2028", "\n").replace("\u2029", "\n\n").replace("\x85", "\n")
+    # Mojibake first: its continuation bytes may be no-break spaces or C1 controls.
+    text = _MOJIBAKE.sub(_mend_mojibake, text)
+    return _ODD_SPACE.sub(" ", text)
+
+
+def _mend_mojibake(match: re.Match[str]) -> str:
+    run = match.group()
+    for end in range(len(run), 1, -1):
+        head = run[:end]
+        for charset in ("cp1252", "latin-1"):
+            try:
+                return head.encode(charset).decode("utf-8") + run[end:]
+            except UnicodeError:
+                continue
+    return run
+
+
+def _decode_quoted_printable(text: str) -> str:
+    text = _SOFT_BREAK.sub("", text)
+    return _QP_BYTES.sub(_decode_escapes, text)
+
+
+def _decode_escapes(match: re.Match[str]) -> str:
+    raw = bytes.fromhex(match.group().replace("=", ""))
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")
