@@ -36,6 +36,8 @@ class GgufHeader(NamedTuple):
     kv: dict[str, Any]
     """Metadata; arrays are lists."""
     tensors: tuple[TensorInfo, ...]
+    kv_offsets: tuple[int, int, int]
+    """Bytes from the file's start to the first metadata entry, the last one, and behind it."""
 
     @property
     def architecture(self) -> str:
@@ -77,9 +79,12 @@ def _read_header(path: Path, file_size: int, mtime_ns: int) -> GgufHeader:
             raise BadGguf("invalid file magic")
         _, tensor_count, kv_count = struct.unpack("<IQQ", _take(file, 20))
         kv: dict[str, Any] = {}
+        first_kv = last_kv = file.tell()
         for _ in range(kv_count):
+            last_kv = file.tell()
             key = _string(file)
             kv[key] = _value(file, _unpack(file, "I"))
+        kv_offsets = (first_kv, last_kv, file.tell())
         tensors, ends, parameters = [], [], 0
         for _ in range(tensor_count):
             name = _named("name", _string, file)
@@ -103,7 +108,7 @@ def _read_header(path: Path, file_size: int, mtime_ns: int) -> GgufHeader:
                 f'tensor "{tensor.name}" offset+size ({start + end}) exceeds file size ({file_size})'
             )
     kv["general.parameter_count"] = parameters
-    return GgufHeader(kv, tuple(tensors))
+    return GgufHeader(kv, tuple(tensors), kv_offsets)
 
 
 def _take(file: BinaryIO, count: int) -> bytes:

@@ -170,15 +170,20 @@ class ModelStore:
                 path.symlink_to(file)
 
     def copy_with_other_digest(self, digest: str) -> Layer:
-        """Store a copy of a GGUF blob that loads alike but has another digest.
+        """Store a copy of a GGUF blob that says the same in other bytes.
 
-        Ollama 0.33 stores what llama-quantize COPY wrote, which is never the uploaded bytes. Here 32 zero
-        bytes (one GGUF alignment) are appended: readers ignore them.
+        Ollama 0.33 stores what llama-quantize COPY wrote: never the uploaded digest, though as many bytes
+        when measured. Here the last metadata entry moves to the front.
         """
-        with tempfile.NamedTemporaryFile(dir=self.blobs, prefix="COPY") as temporary:
-            with self.blob_path(digest).open("rb") as source:
-                shutil.copyfileobj(source, temporary, 1 << 20)
-            temporary.write(bytes(32))
+        path = self.blob_path(digest)
+        first, last, end = read_header(path).kv_offsets
+        with (
+            tempfile.NamedTemporaryFile(dir=self.blobs, prefix="COPY") as temporary,
+            path.open("rb") as source,
+        ):
+            head, entries, moved = source.read(first), source.read(last - first), source.read(end - last)
+            temporary.write(head + moved + entries)
+            shutil.copyfileobj(source, temporary, 1 << 20)
             temporary.seek(0)
             return self.add_blob(temporary, MODEL)
 

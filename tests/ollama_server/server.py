@@ -45,8 +45,8 @@ GO_DRAIN_BYTES = 256 << 10
 """net/http reads at most this much of a body that the handler ignored; beyond it, it closes."""
 GO_CLOSE_DELAY_S = 0.5
 """rstAvoidanceDelay of net/http: the answer may still be read before the connection is reset."""
-RUNNER_COMPUTE_BYTES = 14 << 20
-"""Compute buffers of the 135M base at 1k context, as measured on the real server's /api/ps."""
+RUNNER_COMPUTE_BYTES = 14_810_374
+"""/api/ps.size of the real server (135M base, 1k context) less the model's file and its KV cache."""
 
 JSON = "application/json; charset=utf-8"
 JSON_STREAM = "application/x-ndjson"
