@@ -53,8 +53,8 @@ class SentCount(NamedTuple):
 def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
     """Store `batch` in one transaction and return how many messages were new.
 
-    A message that the account holds already is left alone, except that a missing body (the app may keep
-    metadata only) is filled in.
+    A message that the account holds already is left alone, except that a missing body is filled in (the app
+    may keep metadata only) and that it becomes sent when an alias, known only now, shows that it is.
     """
     with db.transaction() as connection:
         connection.execute(
@@ -103,15 +103,21 @@ def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
         ).rowcount
         if added < len(batch):
             connection.execute(
-                """
-                UPDATE "EmailMessage" m
-                SET "bodyText" = b.body_text, "bodyHtml" = b.body_html, "headers" = m."headers" || b.headers,
-                    "subject" = coalesce(m."subject", b.subject), "updatedAt" = now()
-                FROM mail_batch b
-                WHERE m."emailAccountId" = %s AND m."messageId" = b.message_id
-                  AND m."bodyText" IS NULL AND m."bodyHtml" IS NULL
-                  AND (b.body_text IS NOT NULL OR b.body_html IS NOT NULL)
-                """,
+                sql.SQL(
+                    """
+                    UPDATE "EmailMessage" m
+                    SET "bodyText" = coalesce(m."bodyText", b.body_text),
+                        "bodyHtml" = coalesce(m."bodyHtml", b.body_html),
+                        "headers" = b.headers || m."headers",
+                        "subject" = coalesce(m."subject", b.subject),
+                        {sent} = m.{sent} OR b.is_sent, "updatedAt" = now()
+                    FROM (SELECT DISTINCT ON (message_id) * FROM mail_batch ORDER BY message_id, place) b
+                    WHERE m."emailAccountId" = %s AND m."messageId" = b.message_id
+                      AND (b.is_sent AND NOT m.{sent}
+                           OR m."bodyText" IS NULL AND m."bodyHtml" IS NULL
+                              AND (b.body_text IS NOT NULL OR b.body_html IS NOT NULL))
+                    """
+                ).format(sent=db.sent),
                 (account_id,),
             )
     return added

@@ -20,7 +20,9 @@ _QP_EVIDENCE = re.compile(r"=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=(?:20|09|3D)(?=[A-Z\
 _QP_BYTES = re.compile(r"(?:=[0-9A-F]{2})+")
 # A run that starts with what a UTF-8 lead byte and continues with what UTF-8 continuation bytes look like
 # when they are read as Windows-1252.
-_MOJIBAKE = re.compile("[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]{1,3}")
+_MOJIBAKE = re.compile(
+    "[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]{1,3}"
+)
 # Some archives glue the attachment rule to the last word of the body.
 _GLUED_ATTACHMENT = re.compile(r"(?<=[^\s=;~_*-])(?=[=;~_*-]{6,40}[=;~_* -]{0,40}ATTACHMENT)")
 

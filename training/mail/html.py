@@ -20,12 +20,18 @@ QUOTE_MARKER = "-----Original Message-----"
 _HTML_START = re.compile(r"\s{0,200}(?:<!doctype html|<html|<head|<body|<div|<p[ >]|<table|<meta)", re.I)
 _INVISIBLE = frozenset({"script", "style", "head", "title", "meta", "link", "template", "object", "noscript"})
 _BLOCKS = frozenset(
-    "p div tr table ul ol li h1 h2 h3 h4 h5 h6 pre blockquote section article header footer center dl dt dd "
-    "address form hr".split()
+    ["p", "div", "tr", "table", "ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "blockquote", "section", "article", "header", "footer", "center", "dl", "dt", "dd", "address", "form", "hr"]
 )
 _PARAGRAPHS = frozenset({"p", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "table", "pre"})
 # Quote containers whose whole content was written by somebody else.
-_QUOTED_CLASSES = ("gmail_quote", "yahoo_quoted", "protonmail_quote", "tutanota_quote", "zmail_extra", "moz-cite")
+_QUOTED_CLASSES = (
+    "gmail_quote",
+    "yahoo_quoted",
+    "protonmail_quote",
+    "tutanota_quote",
+    "zmail_extra",
+    "moz-cite",
+)
 # From these elements on, the rest of the document is the answered message.
 _REST_IS_QUOTE_IDS = frozenset({"appendonsend", "divrplyfwdmsg", "stopspelling", "x_divrplyfwdmsg"})
 _REST_IS_QUOTE_CLASSES = ("outlookmessageheader",)
@@ -157,7 +163,9 @@ class _Renderer:
     def _is_quote(element: etree._Element, tag: str) -> bool:
         if tag == "blockquote":
             css = element.get("class", "")
-            return "cite" in element.get("type", "").lower() or "gmail_quote" in css or bool(element.get("cite"))
+            return (
+                "cite" in element.get("type", "").lower() or "gmail_quote" in css or bool(element.get("cite"))
+            )
         if tag in ("div", "section"):
             # Gmail's outer div also holds the attribution, inline answers and forwards; there only its
             # blockquotes are quotes, and `training.mail.quotes` reads the rest.

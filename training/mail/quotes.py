@@ -494,7 +494,9 @@ def _with_rule_above(lines: Sequence[str], start: int) -> int:
 def _looks_like_name(line: str) -> bool:
     """Tell whether a line could be a person's name, an address or a company in a Lotus header."""
     tokens = line.split()
-    return len(line) <= 80 and len(tokens) <= 8 and all(map(_NAME_TOKEN.match, tokens)) and line[-1] not in "!?:"
+    return (
+        len(line) <= 80 and len(tokens) <= 8 and all(map(_NAME_TOKEN.match, tokens)) and line[-1] not in "!?:"
+    )
 
 
 # ---- the answered message --------------------------------------------------------------------------

@@ -93,7 +93,8 @@ _CLOSING = re.compile(
     re.I,
 )
 _CONTACT = re.compile(
-    r"(?:\d[\s().+/-]{0,3}){6,}|https?://|www\.|\S@\S|\b(?:tel|phone|fax|mobile|cell|mob|office|ext|suite|off)\b[.: ]", re.I
+    r"(?:\d[\s().+/-]{0,3}){6,}|https?://|www\.|\S@\S|\b(?:tel|phone|fax|mobile|cell|mob|office|ext|suite|off)\b[.: ]",
+    re.I,
 )
 
 
@@ -140,7 +141,9 @@ def _footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: st
         paragraph = _paragraph(lines, own, position)
         # The first paragraph of a mail about a confidential message is no disclaimer; one that also speaks
         # of the wrong recipient is.
-        if len(_DISCLAIMER_WORDS.findall(paragraph)) >= (1 if position and _text_above(lines, own, position) else 2):
+        if len(_DISCLAIMER_WORDS.findall(paragraph)) >= (
+            1 if position and _text_above(lines, own, position) else 2
+        ):
             return "disclaimer"
     if first in "tufydgcjmhw" or "@" in head:
         if _LIST_FOOTER.match(head):
@@ -187,7 +190,7 @@ def _is_noise(line: str) -> bool:
 
     An initial, an emoticon and "!!!" are the author's.
     """
-    if len(line) > 200 or not line.isascii() and any(ord(char) > 0x2000 for char in line):
+    if len(line) > 200 or (not line.isascii() and any(ord(char) > 0x2000 for char in line)):
         return False
     if _KEPT_SHORT.match(line):
         return False
