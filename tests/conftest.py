@@ -1,0 +1,3 @@
+"""Fixtures for every test folder live in their own modules."""
+
+pytest_plugins = ["tests.stack"]
