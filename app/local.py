@@ -285,6 +285,10 @@ class _Start:
                 return known
             # Workers that survived their server know only its old address.
             port = httpx.URL(self.found.prefect_api_url).port
+            # A server that was just killed lets go of it a moment later.
+            deadline = time.monotonic() + IDLE_STOP_S
+            while not _is_free(port) and time.monotonic() < deadline:
+                time.sleep(0.1)
         if port is None or not _is_free(port):
             port = _free_port(self.first_port)
         self.api_url = f"http://127.0.0.1:{port}/api"

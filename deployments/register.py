@@ -47,6 +47,8 @@ POOL_DESCRIPTIONS = {
     "cpu": "Everything but training: extract, prepare, judge, publish, schedule.",
     "gpu": "Training. Its concurrency limit is the number of GPUs.",
 }
+TRIGGER_TAG = "prefect.yaml"
+"""Marks the automations that stand for a deployment's `triggers:`."""
 ZOMBIE_AUTOMATION = "ownvoice: mark runs as crashed when their heartbeat stops"
 ZOMBIE_AFTER_S = 540
 """Three missed heartbeats of 180 s (Prefect's default PREFECT_FLOWS_HEARTBEAT_FREQUENCY); the factor that
@@ -421,21 +423,20 @@ def _apply_triggers(
     from prefect.events import DeploymentTriggerTypes
     from pydantic import TypeAdapter
 
-    owner = f"prefect.deployment.{deployment_id}"
-    owned = {
-        item["name"]: item
-        for item in _send(client, "GET", f"automations/related-to/{owner}")
-        if item.get("owner_resource") == owner
-    }
+    related = _send(client, "GET", f"automations/related-to/prefect.deployment.{deployment_id}")
+    known = {item["name"]: item for item in related}
     adapter: TypeAdapter[Any] = TypeAdapter(DeploymentTriggerTypes)
     for number, spec in enumerate(triggers, start=1):
         trigger = adapter.validate_python({"name": f"{full_name} trigger {number}", **spec})
         trigger.set_deployment_id(UUID(deployment_id))
-        body = trigger.as_automation().model_dump(mode="json")
-        _put_automation(client, report, body, owned.pop(body["name"], None))
-    for name, stale in owned.items():
-        _send(client, "DELETE", f"automations/{stale['id']}")
-        report.automations[name] = "removed"
+        # The owner makes the server remove the automation together with its deployment.
+        body = trigger.as_automation().model_dump(mode="json") | {"tags": [TRIGGER_TAG]}
+        _put_automation(client, report, body, known.pop(body["name"], None))
+    for name, item in known.items():
+        # The server does not tell who owns an automation; without the tag it may be somebody's own.
+        if TRIGGER_TAG in item["tags"]:
+            _send(client, "DELETE", f"automations/{item['id']}")
+            report.automations[name] = "removed"
 
 
 def _zombie_automation() -> dict[str, Any]:
@@ -479,7 +480,9 @@ def _put_automation(
         _send(client, "POST", "automations/", body)
         report.automations[body["name"]] = "created"
     else:
-        _send(client, "PUT", f"automations/{existing['id']}", body | {"enabled": existing["enabled"]})
+        update = body | {"enabled": existing["enabled"]}
+        update.pop("owner_resource", None)  # set once, at creation
+        _send(client, "PUT", f"automations/{existing['id']}", update)
         report.automations[body["name"]] = "updated"
 
 

@@ -47,6 +47,12 @@ def _process(stack: local.Stack, name: str) -> psutil.Process:
     return psutil.Process(item.pid)
 
 
+def _kill(stack: local.Stack, name: str) -> None:
+    process = _process(stack, name)
+    process.kill()
+    process.wait(10)
+
+
 def _count(stack: local.Stack, what: str, body: dict[str, Any] | None = None) -> int:
     found: int = httpx.post(f"{stack.prefect_api_url}/{what}/count", json=body or {}).json()
     return found
@@ -60,7 +66,8 @@ def test_everything_answers_after_up(local_stack: StackOf) -> None:
     seen = local.status(settings)
     assert seen is not None and seen.dead == ()
     assert [item.name for item in seen.processes] == ["prefect-server", "worker-cpu", "worker-gpu"]
-    assert httpx.get(stack.ui_url).status_code == 200
+    page = httpx.get(stack.ui_url, headers={"accept": "text/html"}, follow_redirects=True)
+    assert page.status_code == 200 and "<html" in page.text
     assert local.prefect_api_url(settings) == stack.prefect_api_url
 
 
@@ -127,7 +134,8 @@ def test_same_idempotency_key_names_the_same_run(prefect: Orchestrator) -> None:
     assert prefect.start_run("hello/cpu", {}, idempotency_key="job-7:1") == first
     assert prefect.start_run("hello/cpu", {}, idempotency_key="job-7:2") != first
     assert prefect.ui_url(first).endswith(f"/runs/flow-run/{first}")
-    assert httpx.get(prefect.ui_url(first)).status_code == 200
+    # The server sends the page to browsers only.
+    assert httpx.get(prefect.ui_url(first), headers={"accept": "text/html"}).status_code == 200
 
 
 def test_cancel_stops_a_live_run(prefect: Orchestrator) -> None:
@@ -277,6 +285,20 @@ def test_register_says_in_one_sentence_what_is_missing(hello_project: Path) -> N
     assert nobody.stderr.count("\n") == 1
 
 
+def test_trigger_that_left_the_yaml_loses_its_automation(
+    local_stack: StackOf, hello_project: Path, tmp_path: Path
+) -> None:
+    stack = local_stack[1]
+    before = _count(stack, "automations")
+    text = hello_project.read_text()
+    (tmp_path / "prefect.yaml").write_text(text[: text.index("    triggers:")])
+    (tmp_path / "hello.py").write_text((hello_project.parent / "hello.py").read_text())
+    assert '"hello on request": "removed"' in _register(stack, tmp_path / "prefect.yaml").stdout
+    assert _count(stack, "automations") == before - 1
+    assert _register(stack, hello_project).returncode == 0
+    assert _count(stack, "automations") == before
+
+
 # ---- dying and stopping ------------------------------------------------------------------------------
 
 
@@ -284,7 +306,7 @@ def test_dead_worker_alone_is_replaced(local_stack: StackOf, hello_project: Path
     settings, _ = local_stack
     stack = local.status(settings)
     assert stack is not None
-    _process(stack, "worker-gpu").kill()
+    _kill(stack, "worker-gpu")
     broken = local.status(settings)
     assert broken is not None and broken.dead == ("worker-gpu",)
     repaired = local.up(settings, prefect_file=hello_project)
@@ -296,7 +318,7 @@ def test_dead_worker_alone_is_replaced(local_stack: StackOf, hello_project: Path
 
 def test_dead_server_is_replaced_on_its_port(local_stack: StackOf, hello_project: Path) -> None:
     settings, stack = local_stack
-    _process(stack, "prefect-server").kill()
+    _kill(stack, "prefect-server")
     with pytest.raises(OrchestratorUnavailable):
         local.prefect_api_url(settings)
     repaired = local.up(settings, prefect_file=hello_project)
@@ -330,16 +352,20 @@ def test_failed_up_stops_what_it_started(home: Path, tmp_path: Path) -> None:
         "deployments: [{name: a, entrypoint: 'missing.py:f', work_pool: {name: cpu}}]"
     )
     settings = stack_settings(home)
-    seen: list[int] = []
+    mine = psutil.Process()
+    before = {process.pid for process in mine.children()}
+    seen: set[int] = set()
     with pytest.raises(ConfigError, match=r"missing.py:f cannot be loaded"):
         local.up(
             settings,
-            lambda step, state: seen.extend(process.pid for process in psutil.Process().children()),
+            lambda step, state: seen.update(process.pid for process in mine.children()),
             prefect_file=tmp_path / "prefect.yaml",
             first_port=4780,
         )
-    assert seen
-    assert [pid for pid in seen if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"] == []
+    assert seen - before
+    assert [
+        pid for pid in seen - before if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"
+    ] == []
     assert not local.embedded.status(settings.home).running
     assert not (settings.home / "stack.json").exists()
 
