@@ -284,7 +284,7 @@ class _Start:
                 self.kept.append(known)
                 return known
             # Workers that survived their server know only its old address.
-            port = httpx.URL(self.found.prefect_api_url).port
+            port = httpx.URL(self.found.prefect_api_url).port or self.first_port
             # A server that was just killed lets go of it a moment later.
             deadline = time.monotonic() + IDLE_STOP_S
             while not _is_free(port) and time.monotonic() < deadline:
