@@ -121,6 +121,7 @@ _REPEATED_PREFIXES = re.compile(
     re.IGNORECASE,
 )
 _CALENDAR_METHOD = re.compile(rb"^METHOD:[ \t]*([A-Za-z]+)", re.MULTILINE)
+_BEYOND_ASCII = re.compile("[^\x00-\x7f\ufffd]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _NOT_TEXT_CODECS = frozenset(
     {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
@@ -314,20 +315,24 @@ def decode_text(data: bytes, charset: str | None) -> str:
     Bytes that are valid UTF-8 beyond ASCII are UTF-8 whatever an 8-bit charset claims: by chance that happens
     in no real text. Otherwise the declared charset counts, then Windows-1252.
     """
-    name = (charset or "").strip("\"' ").lower()
-    codec = _text_codec(name)
+    codec = _text_codec((charset or "").strip("\"' ").lower())
     if codec is None or codec in ("ascii", "utf-8", "cp1252") or codec.startswith("iso8859"):
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            # "iso-8859-1" is Windows-1252 in practice (WHATWG Encoding Standard, section 4.2).
-            codec = "cp1252" if codec in (None, "ascii", "iso8859-1") else codec
-    if codec.startswith(("utf-16", "utf-32")) and b"\0" not in data:
-        codec = "utf-8"  # decodes without an error, to Chinese
+            pass
+        if codec in (None, "ascii", "utf-8"):
+            text = data.decode("utf-8", "replace")
+            if _BEYOND_ASCII.search(text):
+                return text  # UTF-8 that was cut or damaged in places
+        # "iso-8859-1" is Windows-1252 in practice (WHATWG Encoding Standard, section 4.2).
+        codec = "cp1252" if codec in (None, "ascii", "utf-8", "iso8859-1") else codec
+    elif codec.startswith(("utf-16", "utf-32")) and b"\0" not in data:
+        codec = "utf-8"  # as UTF-16 it would decode without an error, to Chinese
     try:
         return data.decode(codec)
     except (UnicodeError, ValueError):
-        return data.decode("utf-8" if codec == "utf-8" else "cp1252", "replace")
+        return data.decode("cp1252", "replace")
 
 
 # ---- headers ---------------------------------------------------------------------------------------
@@ -534,7 +539,7 @@ def _join(texts: list[str]) -> str | None:
 def _text_codec(name: str) -> str | None:
     """Return Python's name of a charset for text, or None."""
     try:
-        b"".decode(name)  # a LookupError also for the codecs that are no charset, like "hex"
+        b"a".decode(name, "replace")  # a LookupError also for the codecs that are no charset, like "hex"
         codec = codecs.lookup(name).name
     except (LookupError, ValueError):
         return None
