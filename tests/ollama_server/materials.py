@@ -53,6 +53,7 @@ def write_adapter(
     query_inputs: int = 576,
     query_b_rank: int = RANK,
     strength: float = 0.02,
+    alpha: float = ALPHA,
 ) -> Path:
     """Write an adapter on all seven projections; `strength` is the standard deviation of its factors.
 
@@ -62,7 +63,7 @@ def write_adapter(
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(general_type)
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", ALPHA)
+    writer.add_float32("adapter.lora.alpha", alpha)
     for layer in sorted(range(LAYERS), key=str):
         for _, name, inputs, outputs in PROJECTIONS:
             query = name == "attn_q"
