@@ -14,13 +14,43 @@ from lxml import etree, html
 
 # A screen of own words is far below this; libxml2 parses it in about 0.1 s.
 MAX_HTML_CHARS = 1_000_000
+# Lines, and characters, after which rendering stops: more is never read (see training/mail/decode.py).
+_MAX_LINES = 20_000
+_MAX_CHARS = 100_000
 
 QUOTE_MARKER = "-----Original Message-----"
 
 _HTML_START = re.compile(r"\s{0,200}(?:<!doctype html|<html|<head|<body|<div|<p[ >]|<table|<meta)", re.I)
 _INVISIBLE = frozenset({"script", "style", "head", "title", "meta", "link", "template", "object", "noscript"})
 _BLOCKS = frozenset(
-    ["p", "div", "tr", "table", "ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "blockquote", "section", "article", "header", "footer", "center", "dl", "dt", "dd", "address", "form", "hr"]
+    [
+        "p",
+        "div",
+        "tr",
+        "table",
+        "ul",
+        "ol",
+        "li",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "pre",
+        "blockquote",
+        "section",
+        "article",
+        "header",
+        "footer",
+        "center",
+        "dl",
+        "dt",
+        "dd",
+        "address",
+        "form",
+        "hr",
+    ]
 )
 _PARAGRAPHS = frozenset({"p", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "table", "pre"})
 # Quote containers whose whole content was written by somebody else.
@@ -74,12 +104,15 @@ class _Renderer:
         self.parts: list[str] = []
         self.depth = 0
         self.rest_is_quote = False
+        self.size = 0
 
     def render(self, root: etree._Element) -> str:
         skipped: etree._Element | None = None
         preformatted = 0
         # An explicit walk: hostile mail nests deeper than Python recurses.
         for event, element in etree.iterwalk(root, events=("start", "end")):
+            if self.size > _MAX_CHARS or len(self.lines) > _MAX_LINES:
+                break
             tag = element.tag if isinstance(element.tag, str) else ""
             if skipped is not None:
                 if event == "end" and element is skipped:
@@ -128,6 +161,7 @@ class _Renderer:
     def _text(self, text: str | None, preformatted: bool) -> None:
         if not text:
             return
+        self.size += len(text)
         if preformatted:
             first, *others = text.split("\n")
             self.parts.append(first)

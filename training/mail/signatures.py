@@ -22,16 +22,19 @@ _MAX_SIGNATURE_LINES = 15
 
 _PHONE_FOOTER = re.compile(
     r"(?:[-*_ ]{0,3})(?:"
-    r"(?:sent|posted|written) (?:from|via|with|by|using) (?:my |the |a )?(?:\w+ )?(?:iphone|ipad|ipod|android|samsung|galaxy|"
+    r"(?:sent|posted|written) (?:from|via|with|by|using) (?:my |the |a )?(?:\w+ )?(?:iphone|ipad|ipod|"
+    r"android|samsung|galaxy|"
     r"blackberry|phone|mobile|smartphone|tablet|handheld|windows phone|yahoo|gmail|mail for windows|outlook|"
-    r"proton ?mail|htc|nokia|huawei|pixel|wireless|verizon|t-mobile|at&t|superhuman|mailbird|spark|aol|hotmail)\b.{0,80}"
+    r"proton ?mail|htc|nokia|huawei|pixel|wireless|verizon|t-mobile|at&t|superhuman|mailbird|spark|aol|"
+    r"hotmail)\b.{0,80}"
     r"|get (?:outlook for|bluemail for|your free) .{0,60}"
     r"|(?:von meinem|von mein|gesendet von|gesendet mit|diese nachricht wurde von meinem) .{1,60}"
     r"(?:gesendet|iphone|ipad|handy|smartphone|android|mobil\w*|mail|outlook|tablet).{0,40}"
     r"|outlook für (?:ios|android) .{0,30}"
     r"|envoyé (?:de(?:puis)?|à partir de) (?:mon|ma|l['’]application|yahoo|outlook|mail).{0,60}"
     r"|enviado (?:desde|do|da|a partir do|de) (?:mi|meu|minha|yahoo|outlook|correo|o meu|el).{0,60}"
-    r"|inviato da(?:l mio)? .{0,10}(?:iphone|ipad|android|smartphone|cellulare|tablet|yahoo|outlook|posta).{0,40}"
+    r"|inviato da(?:l mio)? .{0,10}(?:iphone|ipad|android|smartphone|cellulare|tablet|yahoo|outlook|"
+    r"posta).{0,40}"
     r"|(?:verstuurd|verzonden) (?:vanaf|met|via|van) mijn .{0,40}"
     r"|(?:skickat|sänt) från (?:min|mitt|yahoo|outlook).{0,40}|sendt fra (?:min|mit|outlook).{0,40}"
     r"|lähetetty .{0,20}(?:puhelimesta|iphonesta|ipadista)|wysłane z .{0,40}"
@@ -40,13 +43,18 @@ _PHONE_FOOTER = re.compile(
 )
 _DISCLAIMER_START = re.compile(
     r"[*\s_-]{0,5}(?:"
-    r"(?:the information (?:contained|transmitted)|the contents? of this|this (?:e-?mail|message|communication|transmission)\b)"
-    r"|confidentiality (?:notice|note|statement)|notice of confidentiality|legal (?:notice|disclaimer)|disclaimer\b"
-    r"|important notice|privileged (?:and|&|/)|if you (?:are not|have received)|please consider the environment"
+    r"(?:the information (?:contained|transmitted)|the contents? of this|this (?:e-?mail|message|"
+    r"communication|transmission)\b)"
+    r"|confidentiality (?:notice|note|statement)|notice of confidentiality|legal (?:notice|disclaimer)|"
+    r"disclaimer\b"
+    r"|important notice|privileged (?:and|&|/)|if you (?:are not|have received)|"
+    r"please consider the environment"
     r"|think before you print|internet communications are not"
-    r"|diese (?:e-?mail|nachricht)\b|der inhalt dieser|bitte (?:denken|prüfen) sie .{0,60}(?:umwelt|drucken|ausdruck)"
+    r"|diese (?:e-?mail|nachricht)\b|der inhalt dieser|bitte (?:denken|prüfen) sie .{0,60}(?:umwelt|drucken|"
+    r"ausdruck)"
     r"|ce (?:message|courriel|mail|courrier)\b|cet? (?:e-?mail)\b|les informations contenues"
-    r"|este (?:mensaje|correo|e-?mail)\b|esta (?:mensagem|comunicação|comunicación)\b|la información contenida|aviso legal"
+    r"|este (?:mensaje|correo|e-?mail)\b|esta (?:mensagem|comunicação|comunicación)\b|"
+    r"la información contenida|aviso legal"
     r"|questo (?:messaggio|e-?mail)\b|questa (?:e-?mail|comunicazione)\b|le informazioni contenute|avviso"
     r"|dit (?:bericht|e-?mail\w*)\b|deze (?:e-?mail|boodschap)\b|de informatie"
     r"|esta e-?mail\b|as informações|aviso de confidencialidade"
@@ -59,15 +67,18 @@ _DISCLAIMER_WORDS = re.compile(
     r"not the intended|before printing|print this|property of|virus"
     r"|vertraulich|empfänger|irrtümlich|umwelt|ausdruck|confidentiel|destinataire|par erreur|imprimer"
     r"|confidencial|destinatario|por error|imprimir|riservat|confidenzial|per errore|destinatari"
-    r"|vertrouwelijk|geadresseerde|abusievelijk|afdrukken|destinatário|por engano|konfidentiell|mottagar|fortrolig",
+    r"|vertrouwelijk|geadresseerde|abusievelijk|afdrukken|destinatário|por engano|konfidentiell|mottagar|"
+    r"fortrolig",
     re.I,
 )
 _LIST_FOOTER = re.compile(
-    r"(?:to )?(?:unsubscribe|un-subscribe)\b|you received this (?:message|e-?mail) because|to post to this group"
+    r"(?:to )?(?:unsubscribe|un-subscribe)\b|you received this (?:message|e-?mail) because|"
+    r"to post to this group"
     r"|for more options, visit this group|yahoo! groups (?:sponsor|links)|do you yahoo!\?|get your free"
-    r"|get your private, free|free e-?mail from|chat with friends online|join (?:msn|the world.s largest e-?mail)"
+    r"|get your private, free|free e-?mail from|chat with friends online|join (?:msn|"
+    r"the world.s largest e-?mail)"
     r"|mailing list$|\w[\w.-]{0,60}@[\w.-]{1,60} mailing list|https?://\S{1,200}/(?:listinfo|mailman)\S*"
-    r"|message (?:sent|copied) (?:to|copied):?[ _]*$|message sent to:|message copied to:",
+    r"|message (?:sent|copied)(?: to)?\s?:?[ _~-]*$|message (?:sent|copied) to:",
     re.I,
 )
 # A real rule, or what OCR makes of one ("'=", ";;;;", "~~~").
@@ -76,24 +87,39 @@ _ATTACHMENT = re.compile(
 )
 _ATTACHMENT_LINE = re.compile(
     r"\s{0,10}(?:<{1,2} ?(?:File|OLE Object|Microsoft \w+)\s?:.{0,200}>{1,2}|\(See attached file: .{1,300}\)"
-    r"|\(Embedded image moved .{0,200}\)|\[(?:IMAGE|image|cid|inline image)[^\]]{0,200}\]|- \S.{0,80}\.(?:doc|xls|ppt|pdf|jpg|gif|zip|txt|wpd|rtf|tif|vcf|htm|exe)x?)\s{0,10}$"
+    r"|\(Embedded image moved .{0,200}\)|\[(?:IMAGE|image|cid|inline image)[^\]]{0,200}\]|"
+    r"- \S.{0,80}\.(?:doc|xls|ppt|pdf|jpg|gif|zip|txt|wpd|rtf|tif|vcf|htm|exe)x?)\s{0,10}$",
+    re.I,
+)
+# What an archive printed on the page: the record sheet of the next mail, its stamps and page numbers.
+_ARCHIVE_STAMP = re.compile(
+    r"RECORD TYPE\s?[:;,.]\s?(?:PRESIDENTIAL|FEDERAL)|CREATOR:\s|CREATION DATE/TIME:|EMAILS RECEIVED$|"
+    r"ARMS - BOX \d"
+    r"|(?:·|I)?\s?(?:ARMS|Automated Records) (?:Email|Management) System|Hex-?Dump Conversion|"
+    r"Page \d{1,3} ?of ?\d{1,3}$"
 )
 _RULE = re.compile(r"[-_=*~+#]{5,}$")
-_NOISE = re.compile(r"[\s!-/:-@\[-`{-~·•¥§°«»¬]*(?:\w[\s!-/:-@\[-`{-~·•¥§°«»¬]+)*\w?$")
 _KEPT_SHORT = re.compile(r"\s*(?:[-~]?\s?\w[.!]?|[:;=8xX][-o*'^]?[()DPp/|\]\[3*]+|[!?]+|<3+)\s*$")
 
 _CLOSING = re.compile(
-    r"(?:(?:many |much |with |kind |kindest |best |warm |warmest |all the |very |most |yours |sincerely |freundliche |beste |liebe |"
-    r"viele |herzliche |mit |bien |meilleures |un |saludos |cordiali |distinti |met |vriendelijke |hartelijke |com os |med |vänliga )*)"
-    r"(?:thanks|thank you|thx|tks|regards|rgds|best|cheers|sincerely|truly|yours|love|wishes|xo+|take care|ciao|br|kr|"
-    r"grüße|grüsse|gruß|gruss|grüßen|grüssen|lg|mfg|vg|danke|cordialement|amicalement|merci|salutations|bien à vous|à bientôt|"
-    r"saludos|saludo|gracias|atentamente|abrazo|saluti|grazie|cordialmente|groet|groeten|groetjes|bedankt|atenciosamente|"
+    r"(?:(?:many |much |with |kind |kindest |best |warm |warmest |all the |very |most |yours |sincerely |"
+    r"freundliche |beste |liebe |"
+    r"viele |herzliche |mit |bien |meilleures |un |saludos |cordiali |distinti |met |vriendelijke |"
+    r"hartelijke |com os |med |vänliga )*)"
+    r"(?:thanks|thank you|thx|tks|regards|rgds|best|cheers|sincerely|truly|yours|love|wishes|xo+|take care|"
+    r"ciao|br|kr|"
+    r"grüße|grüsse|gruß|gruss|grüßen|grüssen|lg|mfg|vg|danke|cordialement|amicalement|merci|salutations|"
+    r"bien à vous|à bientôt|"
+    r"saludos|saludo|gracias|atentamente|abrazo|saluti|grazie|cordialmente|groet|groeten|groetjes|bedankt|"
+    r"atenciosamente|"
     r"abraços|abraço|obrigado|obrigada|hälsningar|hälsning|mvh|tack|hilsen|see you|talk soon|respectfully)"
-    r"(?: (?:again|so much|a lot|in advance|and best regards|& best regards|all|everyone|to you|yours|for your \w+))?[\s,.!\-–]*$",
+    r"(?: (?:again|so much|a lot|in advance|and best regards|& best regards|all|everyone|to you|yours|"
+    r"for your \w+))?[\s,.!\-–]*$",
     re.I,
 )
 _CONTACT = re.compile(
-    r"(?:\d[\s().+/-]{0,3}){6,}|https?://|www\.|\S@\S|\b(?:tel|phone|fax|mobile|cell|mob|office|ext|suite|off)\b[.: ]",
+    r"(?:\d[\s().+/-]{0,3}){6,}|https?://|www\.|\S@\S|\b(?:tel|phone|fax|mobile|cell|mob|office|ext|suite|"
+    r"off)\b[.: ]",
     re.I,
 )
 
@@ -124,7 +150,7 @@ def count_kept(lines: Sequence[str], own: Sequence[int]) -> tuple[int, str]:
         line = lines[own[last]].strip()
         if len(line) <= 160 and (_PHONE_FOOTER.match(line) or _ATTACHMENT_LINE.match(line)):
             reason = reason or "footer"
-        elif _is_noise(line):
+        elif _is_noise(line) or "Hex-Dump" in line:
             reason = reason or "noise"
         else:
             return last + 1, reason
@@ -136,6 +162,8 @@ def _footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: st
     head = line[:200]
     if "ATT" in head and _ATTACHMENT.match(head):
         return "attachment"
+    if _ARCHIVE_STAMP.match(head):
+        return "archive stamp"
     first = head[0].lower()
     if first in "*_-tcnlidpbeaq" and _DISCLAIMER_START.match(head):
         paragraph = _paragraph(lines, own, position)
@@ -263,5 +291,13 @@ def count_before_tail(lines: Sequence[str], own: Sequence[int], tails: frozenset
                 if lines[own[position]].strip():
                     left -= 1
                     if left == 0:
-                        return position
+                        return _after_typed_name(lines, own, position)
     return len(own)
+
+
+def _after_typed_name(lines: Sequence[str], own: Sequence[int], start: int) -> int:
+    """Move the start of a tail below a name that stands directly under a closing: that name was typed."""
+    above = _last_text(lines, own, start)
+    if above is not None and is_closing(lines[own[above]]) and _is_typed_name(lines[own[start]].strip()):
+        return start + 1
+    return start

@@ -1,0 +1,329 @@
+"""From a person's sent mail to their own words. Read top to bottom: this is the order of events.
+
+    headers      auto-replies, bounces, calendar, lists, machine mail, mail that the AI drafted
+    decode       HTML to text, line ends, quoted-printable and charset leftovers
+    quotes       own lines and the message they answer
+    signatures   signatures, phone footers, disclaimers, attachment markers, noise
+    tails        last lines that the mailbox repeats in 30 % of its mails or more
+    machine      a mailbox that a program wrote
+    length       too short, too long
+    language     mails outside the mailbox's main languages
+    duplicates   near-duplicates of an earlier mail
+    secrets      keys, passwords, numbers and links replaced
+
+Only own words are ever kept as own words; what somebody else wrote is at most `answered_text`. A mail whose
+own words cannot be separated with confidence is dropped and counted, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import accumulate
+
+from training.mail import languages as language_names
+from training.mail import paragraphs, quotes, secrets, signatures, subjects
+from training.mail.decode import decode_body
+from training.mail.duplicates import find_near_duplicates
+from training.mail.filters import (
+    drop_by_headers,
+    find_machine_templates,
+    looks_machine_written,
+    template_of,
+)
+from training.mail.quotes import Cut, QuoteKind, QuoteSplit
+from training.mail.signatures import Tail
+from training.schemas import DropReason, Mail
+
+MIN_WORDS = 8
+"""Below this a mail ("pls print. thanks") teaches a sign-off and nothing else; Panza uses 10."""
+MAX_WORDS = 2_000
+"""Above this it is a pasted document, and no training context is that long."""
+# An average word and its space take 6 characters in English, 7 in German; a text of fewer, far longer
+# "words" is data.
+_MAX_CHARS_PER_WORD = 12
+MAIN_LANGUAGE_SHARE = 0.2
+# A mail whose secrets are half of it is a credential with a greeting.
+_MOSTLY_SECRET_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedText:
+    """What one mail looks like after cleaning, with every cut explained."""
+
+    text: str
+    """The decoded body that the positions of `cuts` count in."""
+    own_words: str
+    answered_text: str
+    cuts: tuple[Cut, ...]
+    unclear: bool
+    """Own and quoted words could not be separated with confidence."""
+    drop: DropReason | None
+    """Why this mail is no example, judged by itself: languages and duplicates need the mailbox."""
+    replaced_secrets: int
+    is_forward: bool
+    is_reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CleanMail:
+    """One usable mail."""
+
+    id: str
+    thread_id: str
+    position: int
+    sent_at: datetime | None
+    subject: str
+    own_words: str
+    answered_text: str
+    is_reply: bool
+    language: str
+    """ISO 639-1, or "und" when it cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedMailbox:
+    """All usable mails in the order they were given, and what became of the others."""
+
+    mails: list[CleanMail]
+    dropped: dict[DropReason, int]
+    drop_of: dict[str, DropReason]
+    """Mail id → reason; ids that are not in it are in `mails`."""
+    languages: dict[str, int]
+    """Mails per language before the language filter."""
+    replaced_secrets: int
+    machine_written: bool
+    machine_reason: str
+    """One sentence for a person when `machine_written`, else ""."""
+    tails: frozenset[Tail] = field(default_factory=frozenset)
+    """The repeated endings that were cut; `clean_mail(mail, tails)` repeats the cut."""
+
+
+def clean_mailbox(
+    mails: Sequence[Mail],
+    *,
+    language: str | None = None,
+    min_words: int = MIN_WORDS,
+    max_words: int = MAX_WORDS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CleanedMailbox:
+    """Clean all sent mails of one person.
+
+    `language` is an ISO 639-1 code to keep; None keeps every language that makes up at least 20 % of the
+    mails. A mail of undetermined language is kept. `on_progress` gets (mails done, mails in all).
+    Never raises because of what a mail holds; time is linear in the size of the mailbox.
+    """
+    total = len(mails)
+    step = max(1, total // 100)
+    drop_of: dict[str, DropReason] = {}
+
+    separated: list[_Separated] = []
+    for done, mail in enumerate(mails, start=1):
+        separated.append(_separate(mail))
+        if on_progress and done % step == 0 and done < total:
+            on_progress(done, total)
+
+    tails = signatures.learn_tails(
+        signatures.tail_of(part.split.lines, part.split.own) for part in separated if part.drop is None
+    )
+    cleaned = [_finish(part, tails, min_words, max_words) for part in separated]
+
+    templates, machine_reason = find_machine_templates([text.own_words for text in cleaned])
+    kept: list[tuple[Mail, CleanedText]] = []
+    for mail, text in zip(mails, cleaned, strict=True):
+        if text.drop is not None:
+            drop_of[mail.id] = text.drop
+        elif templates and template_of(text.own_words) in templates:
+            drop_of[mail.id] = DropReason.MACHINE
+        else:
+            kept.append((mail, text))
+
+    codes = [language_names.detect_language(text.own_words) for _, text in kept]
+    wanted = (
+        frozenset({language}) if language else language_names.main_languages(codes, share=MAIN_LANGUAGE_SHARE)
+    )
+    spoken: list[tuple[Mail, CleanedText, str]] = []
+    for (mail, text), code in zip(kept, codes, strict=True):
+        if code == language_names.UNDETERMINED or code in wanted:
+            spoken.append((mail, text, code))
+        else:
+            drop_of[mail.id] = DropReason.WRONG_LANGUAGE
+
+    duplicates = find_near_duplicates([text.own_words for _, text, _ in spoken])
+    usable: list[CleanMail] = []
+    replaced = 0
+    for at, (mail, text, code) in enumerate(spoken):
+        if at in duplicates:
+            drop_of[mail.id] = DropReason.NEAR_DUPLICATE
+            continue
+        replaced += text.replaced_secrets
+        usable.append(
+            CleanMail(
+                id=mail.id,
+                thread_id=mail.thread_id,
+                position=mail.position,
+                sent_at=mail.sent_at,
+                subject=subjects.clean_subject(mail.subject),
+                own_words=text.own_words,
+                answered_text=text.answered_text,
+                is_reply=text.is_reply,
+                language=code,
+            )
+        )
+    if on_progress:
+        on_progress(total, total)
+    return CleanedMailbox(
+        mails=usable,
+        dropped=dict(Counter(drop_of.values())),
+        drop_of=drop_of,
+        languages=dict(Counter(codes).most_common()),
+        replaced_secrets=replaced,
+        machine_written=bool(templates),
+        machine_reason=machine_reason,
+        tails=tails,
+    )
+
+
+def clean_mail(
+    mail: Mail,
+    tails: frozenset[Tail] = frozenset(),
+    *,
+    min_words: int = MIN_WORDS,
+    max_words: int = MAX_WORDS,
+) -> CleanedText:
+    """Clean one mail; `tails` are the repeated endings of its mailbox (`CleanedMailbox.tails`)."""
+    part = _separate(mail)
+    return replace(_finish(part, tails, min_words, max_words), cuts=_spans(part.text, part.split))
+
+
+@dataclass(slots=True)
+class _Separated:
+    """A mail between the two passes: quotes and footers cut, repeated tails not yet known."""
+
+    mail: Mail
+    text: str
+    split: QuoteSplit
+    drop: DropReason | None
+    unclear: bool
+
+
+def _separate(mail: Mail) -> _Separated:
+    drop = drop_by_headers(mail)
+    text = decode_body(mail.body_text, mail.body_html)
+    if not text.strip():
+        return _Separated(mail, text, QuoteSplit([], []), drop or DropReason.EMPTY, False)
+    split = quotes.split_quotes(text, subject=mail.subject)
+    unclear = _is_unclear(split, text)
+    if unclear and mail.body_html and mail.body_text.strip():
+        # The HTML part often says by its elements what the plain part leaves open.
+        html_text = decode_body("", mail.body_html)
+        html_split = quotes.split_quotes(html_text, subject=mail.subject)
+        if html_text.strip() and not _is_unclear(html_split, html_text):
+            text, split, unclear = html_text, html_split, False
+    _cut_after(split, *signatures.count_kept(split.lines, split.own))
+    return _Separated(mail, text, split, drop, unclear)
+
+
+def _is_unclear(split: QuoteSplit, text: str) -> bool:
+    if split.hopeless:
+        return True
+    return split.ambiguous and quotes.second_opinion_differs(text, quotes.join_own(split.lines, split.own))
+
+
+def _cut_after(split: QuoteSplit, kept: int, reason: str) -> None:
+    """Cut all own lines from number `kept` on, as one span per run of neighbouring lines."""
+    removed = split.own[kept:]
+    del split.own[kept:]
+    start = previous = None
+    for index in removed:
+        if previous is None or index != previous + 1:
+            if start is not None and previous is not None and reason:
+                split.cuts.append((reason, start, previous + 1))
+            start = index
+        previous = index
+    if start is not None and previous is not None and reason:
+        split.cuts.append((reason, start, previous + 1))
+
+
+def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words: int) -> CleanedText:
+    mail, split = part.mail, part.split
+    if split.own:
+        before = signatures.count_before_tail(split.lines, split.own, tails)
+        if before < len(split.own):
+            _cut_after(split, before, "repeated tail")
+    own = paragraphs.unwrap(paragraphs.tidy(quotes.join_own(split.lines, split.own)))
+    words = len(own.split())
+    drop = part.drop
+    replaced = 0
+    answered = mail.answered_text or split.answered_text
+    if drop is None:
+        drop = _drop_by_content(part, own, words, min_words, max_words)
+    if words:
+        redacted = secrets.redact(own)
+        if redacted.count:
+            replaced = redacted.count
+            left = redacted.text
+            for placeholder in secrets.PLACEHOLDERS:
+                left = left.replace(placeholder, " ")
+            mostly = redacted.removed_chars >= _MOSTLY_SECRET_SHARE * len(own)
+            if drop is None and (mostly or len(left.split()) < min_words):
+                drop = DropReason.SECRET
+            own = redacted.text
+    if answered and drop is None:
+        if mail.answered_text:
+            answered = _answered_from_store(mail.answered_text)
+        answered = paragraphs.unwrap(paragraphs.tidy(answered))
+        answered = secrets.redact(answered).text
+    return CleanedText(
+        text=part.text,
+        own_words=own,
+        answered_text=answered,
+        cuts=(),  # `clean_mail` fills them in; a mailbox does not need them
+        unclear=part.unclear,
+        drop=drop,
+        replaced_secrets=replaced,
+        is_forward=split.kind is QuoteKind.FORWARD,
+        is_reply=mail.is_reply
+        or subjects.is_reply_subject(mail.subject)
+        or (split.kind is QuoteKind.REPLY and not subjects.is_forward_subject(mail.subject)),
+    )
+
+
+def _drop_by_content(
+    part: _Separated, own: str, words: int, min_words: int, max_words: int
+) -> DropReason | None:
+    if part.unclear:
+        return DropReason.UNCLEAR_QUOTE
+    if words > max_words or len(own) > max_words * _MAX_CHARS_PER_WORD:
+        return DropReason.TOO_LONG
+    if words < min_words:
+        if part.split.kind is QuoteKind.FORWARD:
+            return DropReason.FORWARD_ONLY
+        if part.split.kind is QuoteKind.REPLY and not any(map(str.isalnum, own)):
+            return DropReason.QUOTE_ONLY
+        return DropReason.TOO_SHORT
+    if looks_machine_written(own):
+        return DropReason.MACHINE
+    return None
+
+
+def _answered_from_store(answered_text: str) -> str:
+    """Return a received body without what it quotes itself; headers and nested quotes are no context."""
+    text = decode_body(answered_text)
+    split = quotes.split_quotes(text)
+    kept, _ = signatures.count_kept(split.lines, split.own)
+    return quotes.join_own(split.lines, split.own[:kept]) or split.answered_text
+
+
+def _spans(text: str, split: QuoteSplit) -> tuple[Cut, ...]:
+    """Return the cuts as character positions in the decoded body."""
+    if not split.cuts:
+        return ()
+    starts = [0, *accumulate(len(line) + 1 for line in split.lines)]
+    return tuple(
+        Cut(reason, starts[first], min(starts[after], len(text)))
+        for reason, first, after in sorted(split.cuts, key=lambda cut: cut[1])
+        if first < after
+    )
