@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import httpx
+import numpy as np
 import ollama as ollama_client
 import pytest
+from safetensors.numpy import load_file
 
 from tests.ollama_server import OllamaServer
 from tests.ollama_server.go_template import BadTemplate, GoTemplate, NotCovered, detect_template
 from tests.ollama_server.materials import ALPHA, base_gguf, digest_of, write_adapter, write_peft
+from tests.ollama_server.names import parse_name
 
 BASE = "smollm2-base:q4"
 PROMPT = [{"role": "user", "content": "Write one sentence thanking Anna for the report."}]
@@ -313,6 +317,28 @@ def test_peft_files_are_converted_by_033_and_refused_later(tmp_path: Path) -> No
                 assert not any(digest[7:] in client.modelfile("peft:v1") for digest in files.values())
 
     assert replies == {"0.33.0-rc2": 200, "0.34.1": 400}
+
+
+def test_the_conversion_of_peft_files_has_ollamas_fault(
+    client: Client, server: OllamaServer, tmp_path: Path
+) -> None:
+    files = {path.name: client.upload(path) for path in write_peft(tmp_path, 4)}
+    sent = load_file(tmp_path / "adapter_model.safetensors")
+    client.create("peft:v1", "", adapters=files).raise_for_status()
+
+    (path,) = server.store.load(parse_name("peft:v1")).adapter_paths
+    stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+
+    layer = "base_model.model.model.layers.0.self_attn"
+    query_a, query_b, value_a = (
+        sent[f"{layer}.{name}.weight"].astype(np.float16)
+        for name in ("q_proj.lora_A", "q_proj.lora_B", "v_proj.lora_A")
+    )
+    # llama.cpp needs B of q and k permuted and A as it is; Ollama 0.33 does it the other way round.
+    assert not np.array_equal(stored["blk.0.attn_q.weight.lora_a"], query_a)
+    assert np.array_equal(stored["blk.0.attn_q.weight.lora_b"], query_b)
+    assert np.array_equal(stored["blk.0.attn_v.weight.lora_a"], value_a)
+    assert {tensor.dtype for tensor in stored.values()} == {np.dtype(np.float16)}
 
 
 # ---- runners
