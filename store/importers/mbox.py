@@ -98,8 +98,9 @@ def _split_messages(path: Path, read: Callable[[int], bytes]) -> Iterator[bytes 
         searched = position + 1 if position >= 0 else max(len(buffer) - len(b"\nFrom "), start)
         if too_large or searched - start > MAX_MESSAGE_BYTES:
             too_large = True
-            del buffer[start:searched]  # keep what may be the beginning of a separator
-            searched = start
+            # What may be the beginning of a separator stays, with the line end before it.
+            del buffer[start : max(searched - 1, start)]
+            searched = start + 1
         block = read(BLOCK_BYTES)
         ended = not block
         buffer += block

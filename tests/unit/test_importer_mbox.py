@@ -64,9 +64,12 @@ def test_crlf_file_with_byte_order_mark_is_read() -> None:
     assert len(split(content)) == 2
 
 
-def test_giant_message_is_skipped_and_its_neighbours_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [10_000, 4093, 999])
+def test_giant_message_is_skipped_and_its_neighbours_are_kept(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mbox, "MAX_MESSAGE_BYTES", 50_000)
-    monkeypatch.setattr(mbox, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(mbox, "BLOCK_BYTES", block)
     giant = message(2, b"x" * 500_000)
     got = split(b"".join(SEPARATOR + part for part in (message(1), giant, message(3), giant)))
     assert [raw is None for raw in got] == [False, True, False, True]
