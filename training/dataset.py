@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from training.config import DataConfig
 from training.errors import ConfigError, NotEnoughMail
-from training.schemas import ChatMessage, DataReport, DropReason, Example, Mail
+from training.schemas import ChatMessage, DataReport, DropReason, Example, Mail, Schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -26,6 +26,49 @@ if TYPE_CHECKING:
 SYSTEM_MESSAGE = "You are an AI email assistant. Write emails in the user's voice and style."
 """Sent explicitly in training and with every request (the owner's Modelfile). Without an explicit system
 message Ollama and the Hugging Face template render different prompts (references/ollama-live.md §2.3)."""
+
+
+class ChatTemplate(Schema):
+    """A base model's Jinja chat template and the special tokens that it names."""
+
+    template: str
+    bos_token: str = ""
+    eos_token: str = ""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+        """Return the template that a tokenizer carries. Raises ConfigError when it carries none."""
+        if not isinstance(tokenizer.chat_template, str):
+            raise ConfigError(
+                "The base model's tokenizer has no single chat template; set chat_template for it."
+            )
+        return cls(
+            template=tokenizer.chat_template,
+            bos_token=str(tokenizer.bos_token or ""),
+            eos_token=str(tokenizer.eos_token or ""),
+        )
+
+    def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
+        """Return the text that the model reads, by the rules of transformers' own renderer (blocks trimmed).
+
+        Written without transformers, so that the CPU side can compare prompts with a server.
+        """
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        return environment.from_string(self.template).render(
+            messages=[{"role": m.role, "content": m.content} for m in messages],
+            add_generation_prompt=add_generation_prompt,
+            bos_token=self.bos_token,
+            eos_token=self.eos_token,
+        )
+
+
+NEUTRAL_INSTRUCTIONS = (
+    "Write an email about: moving our meeting to Thursday",
+    "Write an email about: thank you for your help last week",
+)
+"""Fixed requests for samples that are shown and kept: never made from anybody's mail."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +159,6 @@ def prompt_messages(instruction: str, context: str = "") -> list[ChatMessage]:
     ]
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[ChatMessage]) -> str:
-    """Return the prompt text up to and including the assistant's header, by the base's chat template."""
-    text = tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in messages], tokenize=False, add_generation_prompt=True
-    )
-    return str(text)
-
-
 def encode(example: Example, tokenizer: PreTrainedTokenizerFast, max_seq_tokens: int) -> EncodedExample:
     """Tokenise one example: prompt and reply apart, as in serving, where the reply starts a new token.
 
@@ -131,19 +166,13 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerFast, max_seq_tokens:
     prompt's answered message first (down to half the room), then the end of the reply.
     """
     messages = prompt_messages(example.instruction, example.input)
-    prompt = render_prompt(tokenizer, messages)
-    whole = tokenizer.apply_chat_template(
-        [
-            *({"role": m.role, "content": m.content} for m in messages),
-            {"role": "assistant", "content": example.output},
-        ],
-        tokenize=False,
-    )
-    if not str(whole).startswith(prompt):
-        raise ConfigError(
-            "The chat template does not continue its own prompt; the base model cannot be trained with it."
-        )
-    reply_ids = tokenizer(str(whole)[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
+    template = ChatTemplate.of(tokenizer)
+    prompt = template.render(messages)
+    answer = ChatMessage(role="assistant", content=example.output)
+    whole = template.render([*messages, answer], add_generation_prompt=False)
+    if not whole.startswith(prompt):
+        raise ConfigError("The chat template does not continue its own prompt; it cannot be trained with.")
+    reply_ids = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     room = max_seq_tokens - min(len(reply_ids), max_seq_tokens // 2)
     if len(prompt_ids) > room:

@@ -63,8 +63,8 @@ def export_gguf(adapter_dir: Path, base: BaseModel, base_config: dict[str, Any],
                 raise AdapterRefused(
                     f"{module} has no counterpart in a {base.architecture} GGUF; train other modules."
                 )
-            writer.add_tensor(f"{name}.weight.lora_a", _float16(a * _rank_fold(config, module, a), module))
-            writer.add_tensor(f"{name}.weight.lora_b", _float16(b, module))
+            writer.add_tensor(f"{name}.lora_a", _float16(a * _rank_fold(config, module, a), module))
+            writer.add_tensor(f"{name}.lora_b", _float16(b, module))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -242,6 +242,8 @@ class JobMetrics(Schema):
     train_tokens: int = 0
     """Prompt + reply tokens of the training examples times the epochs actually run."""
     train_tokens_per_second: float | None = None
+    train_seconds: float | None = None
+    """Seconds in training steps alone; `timings.train` also holds start-up, held-out losses and export."""
     steps: int = 0
     epochs: float = 0
     final_train_loss: float | None = None
@@ -340,7 +342,7 @@ class JobSpec(Schema):
     version: int
     train_config: dict[str, Any]
     current_adapter: str | None = None
-    """Storage URL of the PEFT folder of the adapter that serves the user now, or None."""
+    """Id of the job whose adapter serves the user now, or None; its folder is beside this job's."""
 
 
 class TrainingProgress(Schema):

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """Preset in configs/train/ (without .yaml) for new jobs."""
     hourly_price: float = Field(0.0, ge=0, validation_alias=_names("OWNVOICE_HOURLY_PRICE"))
     """US dollars per training hour, for estimates and costs; 0 on the own machine."""
+    serving_wait_s: float = Field(60.0, ge=0, validation_alias=_names("OWNVOICE_SERVING_WAIT_S"))
+    """Seconds for which a job retries a serving engine that does not answer."""
     sent_column: str = Field("isSent", validation_alias=_names("OWNVOICE_SENT_COLUMN"))
     """Column of "EmailMessage" that flags sent mail (the upstream app names it `sent`)."""
     cpu_pool: str = Field("cpu", validation_alias=_names("OWNVOICE_CPU_POOL"))

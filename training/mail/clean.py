@@ -30,6 +30,7 @@ from training.mail.duplicates import find_near_duplicates
 from training.mail.filters import (
     drop_by_headers,
     find_machine_templates,
+    holds_published_text,
     looks_machine_written,
     template_of,
 )
@@ -45,6 +46,8 @@ MAX_WORDS = 2_000
 # "words" is data.
 _MAX_CHARS_PER_WORD = 12
 MAIN_LANGUAGE_SHARE = 0.2
+# An own line above a pasted article is not marked off from it; shorter texts only mention the press.
+_PASTED_WORDS = 60
 # A mail whose secrets are half of it is a credential with a greeting.
 _MOSTLY_SECRET_SHARE = 0.5
 
@@ -236,15 +239,15 @@ def _cut_after(split: QuoteSplit, kept: int, reason: str) -> None:
     """Cut all own lines from number `kept` on, as one span per run of neighbouring lines."""
     removed = split.own[kept:]
     del split.own[kept:]
-    start = previous = None
-    for index in removed:
-        if previous is None or index != previous + 1:
-            if start is not None and previous is not None and reason:
-                split.cuts.append((reason, start, previous + 1))
-            start = index
-        previous = index
-    if start is not None and previous is not None and reason:
-        split.cuts.append((reason, start, previous + 1))
+    runs: list[list[int]] = []
+    for index in removed if reason else ():
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    split.cuts += [
+        (reason, run[0], run[-1] + 1) for run in runs if any(split.lines[index].strip() for index in run)
+    ]
 
 
 def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words: int) -> CleanedText:
@@ -306,6 +309,8 @@ def _drop_by_content(
         return DropReason.TOO_SHORT
     if looks_machine_written(own):
         return DropReason.MACHINE
+    if words > _PASTED_WORDS and holds_published_text(own):
+        return DropReason.UNCLEAR_QUOTE
     return None
 
 

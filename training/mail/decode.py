@@ -25,8 +25,10 @@ _MOJIBAKE = re.compile(
     "[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]{1,3}"
 )
 # Some archives put the rule that starts an attachment on the last line of the body.
-_GLUED_ATTACHMENT = re.compile(r"(?<=\S)[ \t]{0,4}(?=[=;~_]{6,40}[=;:.~_* -]{0,40}ATTACHMENT)")
-_GLUED_RULE = re.compile(r"(?<=\S) ?={10,}(?=\s*(?:ATTACHMENT|\Z))")
+_GLUED_ATTACHMENT = re.compile(
+    r"(?<=[^\s=;~_])[ \t]{0,4}(?=[=;~_][=;:.~_* -]{5,80}\s?ATTACHMENT)|"
+    r"(?<=[^\s=]) ?(?=={10,80}\s*(?:ATTACHMENT|\Z))"
+)
 
 
 def decode_body(body_text: str, body_html: str = "") -> str:
@@ -52,10 +54,8 @@ def normalise_text(text: str) -> str:
         text = _decode_quoted_printable(text)
     if _CONTROL.search(text):
         text = _CONTROL.sub("", text)
-    if "ATTACHMENT" in text:
+    if "ATTACHMENT" in text or "==========" in text:
         text = _GLUED_ATTACHMENT.sub("\n", text)
-    if "==========" in text:
-        text = _GLUED_RULE.sub("\n==========", text)
     return text
 
 

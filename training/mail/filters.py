@@ -106,7 +106,7 @@ def _drop_by_fields(headers: dict[str, str], sender: str) -> DropReason | None:
     content_type = field("content-type")
     if content_type.startswith("multipart/report") or field("x-failed-recipients"):
         return DropReason.BOUNCE
-    if headers.get("return-path") is not None and field("return-path") in ("<>", ""):
+    if field("return-path") == "<>":
         return DropReason.BOUNCE
     if content_type.startswith("text/calendar") or "calendarmessage" in field("content-class"):
         return DropReason.CALENDAR
@@ -156,6 +156,19 @@ def looks_machine_written(text: str) -> bool:
         tokens = sample.split()
         return len(tokens) >= 12 and len(_PLAIN_WORD.findall(sample)) < 0.3 * len(tokens)
     return False
+
+
+_PUBLISHED = re.compile(
+    r"\b(?:Staff Writers?|Staff Reporters?|Associated Press Writer|PRNewswire|BUSINESS ?WIRE|"
+    r"FOR IMMEDIATE RELEASE"
+    r"|Copyright (?:\(c\)|©|\d{4})|All rights reserved|Reprint rights)\b|©\s?(?:19|20)\d\d"
+    r"|\((?:AP|UPI|AFP|dpa|Reuters|Bloomberg|Dow Jones)\)"
+)
+
+
+def holds_published_text(text: str) -> bool:
+    """Tell whether a text carries the byline, dateline or notice of an article or a press release."""
+    return _PUBLISHED.search(text) is not None
 
 
 # ---- whole mailboxes -------------------------------------------------------------------------------

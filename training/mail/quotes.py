@@ -60,8 +60,8 @@ class QuoteSplit:
 
 # The quoted message is context for training, cut to a token limit later; more is not kept.
 MAX_ANSWERED_CHARS = 12_000
-# Lines a header block may span: one real "To:" list of the evaluation boxes runs over 60.
-_MAX_HEADER_LINES = 150
+# Lines a header block may span: "To:" lists of two hundred people exist.
+_MAX_HEADER_LINES = 500
 # quotequail is quadratic in places; ambiguous mail is short or not worth keeping.
 _MAX_SECOND_OPINION_CHARS = 20_000
 
@@ -100,7 +100,7 @@ _REPLY_WORDS = (
     r"Oorspronkelijke bericht|Wiadomość oryginalna|Původní zpráva|Исходное сообщение|Messaggio Originale"
 )
 _SEPARATOR = re.compile(
-    r"[-_=~*–—.#' ]{2,80}\s?(?:(?P<forward>" + _FORWARD_WORDS + r")|(?:" + _REPLY_WORDS + r"))\b", re.I
+    r"[-_=~*–—.#', ]{2,80}\s?(?:(?P<forward>" + _FORWARD_WORDS + r")|(?:" + _REPLY_WORDS + r"))\b", re.I
 )
 _BARE_FORWARD = re.compile(
     r"(?:Begin forwarded message|Anfang der weitergeleiteten (?:E-Mail|Nachricht)|Début du message "
@@ -113,25 +113,28 @@ _BARE_FORWARD = re.compile(
 _DASHES = frozenset("-_=~*–—.#'")
 
 _VERBS = (
-    r"wrote|writes|wrote the following|said|schrieb|schreibt|geschrieben|a écrit|a ecrit|écrit|escribió|"
-    r"escribio|"
-    r"ha scritto|scrive|schreef|het volgende geschreven|escreveu|skrev|skrev följande|kirjoitti|"
-    r"napisał\(a\)|napisał|"
-    r"napisała|napsal\(a\)|napsal|написал|написал\(а\)|пишет|írta|şunu yazdı|şunları yazdı|a scris|έγραψε"
+    r"wrote|writes|wrote the following|schrieb|schreibt|geschrieben|a écrit|a ecrit|écrit|escribió|escribio|"
+    r"ha scritto|scrive|schreef|het volgende geschreven|escreveu|skrev|skrev följande|kirjoitti|napisał\(a\)|"
+    r"napisał|napisała|napsal\(a\)|napsal|написал|написал\(а\)|пишет|írta|şunu yazdı|şunları yazdı|a scris|"
+    r"έγραψε"
 )
-_VERB = re.compile(r"\b(?:" + _VERBS + r")(?!\w)", re.I)
-_ENDS_WITH_VERB = re.compile(r"(?:\b(?:" + _VERBS + r")(?!\w)|のメール|写道|작성)\s?[:：]$", re.I)
-_ATTRIBUTION_LEAD = re.compile(
-    r"(?:-{1,4}\s?)?(?:On|Am|Le|El|Il|Il giorno|Op|Em|Den|Vid|På|Dne|Dnia|W dniu|At|In|Em|Em\s|Pe|Στις|Mon|"
-    r"Tue|Wed|"
-    r"Thu|Fri|Sat|Sun|Quoting|Citando|Zitat von|Citat|\d{1,4}[./年-])(?!\w)|\"|<|[A-Z]",
+_ENDS_WITH_VERB = re.compile(r"(?:\b(?:" + _VERBS + r"|said)(?!\w)|のメール|写道|작성)\s?[:：]$", re.I)
+# German and its neighbours put the name after the verb: "Am … schrieb Bob Lee <bob@x.com>:"
+_VERB_THEN_NAME = re.compile(
+    r"\b(?:schrieb|schreef|skrev|napisał\(?a?\)?|napsal\(?a?\)?)\s[\"'<\[]?[A-ZÀ-Ý<\"'].{0,200}[:：]$"
 )
+_NAME_THEN_VERB = re.compile(r"(?:[A-ZÀ-Ý][\w.'’-]{0,40}|[>)\"\]]),?\s(?:" + _VERBS + r")\s?[:：]$")
+_DATE_LEAD = re.compile(
+    r"(?:-{1,4}\s?)?(?:(?:On|Am|Le|El|Il|Op|Em|Den|Vid|På|Dne|Dnia|W dniu|At|In|Pe|Στις|Mon|Tue|Wed|Thu|Fri|"
+    r"Sat|Sun|"
+    r"Quoting|Citando|Zitat von)(?!\w)|\d{1,4}[./年-])"
+)
+_NAME_LEAD = re.compile(r"(?:-{1,4}\s?)?(?:[\"'<\[]?[A-ZÀ-Ý]|[\"'<\[]|\S{1,64}@\S)")
 _ADDRESS = re.compile(r"[\w.+'-]{1,64}@[\w-]{1,63}\.[\w.-]{2,}")
 _TIME_OR_YEAR = re.compile(r"\b\d{1,2}[:.h]\d{2}\b|\b(?:19|20)\d\d\b|\b\d{1,2}[/.]\d{1,2}[/.]\d{2,4}\b|\d年")
 _FIRST_PERSON = re.compile(
-    r"\b(?:I|we|ich|wir|je|j['’]ai|nous|yo|io|ik|wij|eu|jag|vi|she|he|they|er|sie|who|it|letter|article|"
-    r"report)\s+"
-    r"(?:also |just |then |once |ai |have |had |habe )?(?:" + _VERBS + r")\s?:$",
+    r"\b(?:I|we|ich|wir|je|j['’]ai|nous|yo|io|ik|wij|eu|jag|vi|she|he|they|er|sie|who|it)\s+"
+    r"(?:also |just |then |once |ai |have |had |habe )?(?:" + _VERBS + r"|said)\s?:$",
     re.I,
 )
 # Digits as OCR reads them: 0 as O, 5 as S, 1 as I or l.
@@ -306,42 +309,39 @@ def _indented_run(lines: Sequence[str], start: int, quoted: list[str]) -> int:
 def _attribution_start(lines: Sequence[str], end: int) -> int | None:
     """Return the first line of the attribution that ends with the ":" of line `end`, or None.
 
-    "On Monday the committee met and I wrote:" is a sentence: an attribution names an address, a time or a
-    year, or stands directly above ">" lines, and its subject is not the author.
+    "On Monday the committee met and I wrote:" is a sentence. An attribution ends (or, in German and its
+    neighbours, goes on) with who wrote, and also names an address or a date, or stands directly above ">".
     """
-    last = lines[end].strip()
-    if len(last) > 400:
-        return None
     following = _next_text(lines, end + 1)
     marked = following is not None and following - end <= 3 and lines[following].lstrip().startswith(">")
     joined = ""
+    found: int | None = None
     for start in range(end, max(-1, end - 4), -1):
         line = lines[start].strip()
-        if not line or line.startswith(">") or len(line) > 400:
-            return None
+        if not line or line[0] == ">":
+            break
         joined = f"{line} {joined}".rstrip()
-        if len(joined) > 500:
-            return None
-        if not _ATTRIBUTION_LEAD.match(line):
-            continue
-        address = _ADDRESS.search(joined) is not None
-        dated = _TIME_OR_YEAR.search(joined) is not None
-        verb = _ENDS_WITH_VERB.search(joined) is not None or (
-            # German and its neighbours put the name after the verb: "Am … schrieb Bob Lee <bob@x.com>:"
-            (address or marked or dated) and _VERB.search(joined) is not None and dated
+        if len(joined) > 500 or _FIRST_PERSON.search(joined):
+            break
+        if _DATE_LEAD.match(line):
+            if _is_attribution(joined, marked):
+                return start
+        elif found is None and _NAME_LEAD.match(line) and _is_attribution(joined, marked):
+            found = start  # "Bob Lee <bob@x.com> wrote:" – unless a line above begins with the date
+    return found
+
+
+def _is_attribution(joined: str, marked: bool) -> bool:
+    address = _ADDRESS.search(joined) is not None
+    dated = _TIME_OR_YEAR.search(joined) is not None
+    if _ENDS_WITH_VERB.search(joined):
+        return (
+            address or marked or (dated and len(joined) <= 160 and _NAME_THEN_VERB.search(joined) is not None)
         )
-        if _FIRST_PERSON.search(joined):
-            return None
-        if verb and (address or marked or (dated and _starts_like_date(joined))):
-            return start
-        if address and dated and (marked or joined.endswith(">:")):
-            return start  # "2026/3/3 10:12 Bob Lee <bob@x.com>:" has no verb at all
-    return None
-
-
-def _starts_like_date(joined: str) -> bool:
-    """Tell whether a day or a time comes before the name in a line of attribution length."""
-    return len(joined) <= 160 and any(map(str.isdigit, joined[:40]))
+    if _VERB_THEN_NAME.search(joined):
+        return address or marked or dated
+    # "2026/3/3 10:12 Bob Lee <bob@x.com>:" has no verb at all.
+    return address and dated and (marked or joined.endswith((">:", ">：")))
 
 
 # ---- separators and header blocks ------------------------------------------------------------------
@@ -367,7 +367,7 @@ def _separator_or_header(
             # Of the other labels only "Record Type:" and "Reply-To:" ever come first.
             block = _header_block(lines, index)
             if block is not None:
-                return _lead_start(lines, index), block, None
+                return _with_rule_above(lines, _lead_start(lines, index)), block, None
             if label.lastgroup == "subject" and subject and _repeats_subject(line[label.end() :], subject):
                 return index, index + 1, QuoteKind.FORWARD  # the author deleted the rest of the header
             if _WIRE.match(line):
@@ -473,7 +473,7 @@ def _lead_start(lines: Sequence[str], start: int) -> int:
     named = dated = False
     first = lines[start]
     if _DATE.search(first[:300]):
-        return _with_rule_above(lines, _with_company_above(lines, start))
+        return _with_company_above(lines, start)
     blanks = taken = 0
     for index in range(start - 1, max(-1, start - 30), -1):
         line = lines[index].strip()
@@ -500,7 +500,7 @@ def _lead_start(lines: Sequence[str], start: int) -> int:
             break
         blanks = 0
         taken += 1
-    return _with_rule_above(lines, top) if dated else start
+    return top if dated else start
 
 
 def _with_company_above(lines: Sequence[str], start: int) -> int:

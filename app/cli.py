@@ -1,0 +1,332 @@
+"""`ownvoice`: the command line. Exit codes: 0 ok, 1 failed, 2 usage, 3 refused (not eligible, no consent)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app import local, terminal
+from app.data import check_user
+from app.demo import run_demo
+from app.doctor import examine
+from app.session import Session
+from app.training_jobs import cancel_job, follow_job, retry_job, start_job
+from store import jobs, users
+from store.database import migrate, open_database
+from store.importers.load import import_mailbox
+from training.dataset import prompt_messages
+from training.errors import OwnvoiceError, UnknownUser
+from training.schemas import GenerateOptions, Job, JobStatus
+
+app = typer.Typer(
+    name="ownvoice",
+    help="Train, prove and serve one small voice adapter per person.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+db_app = typer.Typer(help="The database schema.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(db_app, name="db")
+
+REFUSED_CODES = {"NOT_ENOUGH_MAIL", "NO_CONSENT"}
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id or e-mail address.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its first 6 characters.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Stay until the job has ended.")]
+Config = Annotated[str | None, typer.Option(help="Training preset in configs/train/, or a YAML file.")]
+
+
+@app.command()
+def demo(
+    mbox: Annotated[Path | None, typer.Option(help="Mailbox to use instead of the sample.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whose mailbox it is (e-mail address).")] = None,
+) -> None:
+    """Train and show one person's voice on this machine, from a mailbox to two e-mails side by side."""
+    job = run_demo(Session(), mbox, user)
+    raise typer.Exit(_exit_code(job))
+
+
+@app.command()
+def up() -> None:
+    """Start the local stack: PostgreSQL, the Prefect server and two workers."""
+    with terminal.steps("stack") as on_step:
+        stack = local.up(Session().settings, on_step)
+    terminal.show_notice(f"Prefect UI: {stack.ui_url}")
+
+
+@app.command()
+def down() -> None:
+    """Stop the local stack."""
+    with terminal.steps("stack") as on_step:
+        stopped = local.down(Session().settings, on_step)
+    if not stopped:
+        terminal.show_notice("Nothing was running.")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show whether the local stack runs; exit code 1 when it does not or a part of it died."""
+    stack = local.status(Session().settings)
+    if as_json:
+        _print_json(
+            {"running": stack is not None and stack.healthy, "stack": stack.to_json_dict() if stack else None}
+        )
+    elif stack is None:
+        terminal.show_notice("The local stack is not running. Start it with `ownvoice up`.")
+    else:
+        for process in stack.processes:
+            terminal.show_notice(
+                f"{process.name:<16} {'died' if process.name in stack.dead else 'runs'}  pid {process.pid}"
+            )
+        if stack.database_url is not None:
+            terminal.show_notice(
+                f"{'database':<16} {'died' if 'database' in stack.dead else 'runs'}  embedded PostgreSQL"
+            )
+        terminal.show_notice(f"Prefect UI: {stack.ui_url}")
+        if stack.dead:
+            terminal.show_error(f"{', '.join(stack.dead)} died. `ownvoice up` starts it again.")
+    raise typer.Exit(0 if stack is not None and stack.healthy else 1)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is missing, and the command that brings it."""
+    findings = []
+    for finding in examine(Session()):
+        findings.append(finding)
+        if not as_json:
+            mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"
+            terminal.console.print(
+                mark, f"{finding.name:<15}", finding.detail, soft_wrap=True, highlight=False
+            )
+            if finding.remedy:
+                terminal.console.print(f"  {'':<15} → {finding.remedy}", soft_wrap=True, highlight=False)
+    if as_json:
+        _print_json([finding._asdict() for finding in findings])
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database's schema up to date; safe to repeat, and on a database the app made."""
+    settings = Session().settings
+    with open_database(local.database_url(settings), sent_column=settings.sent_column) as db:
+        applied = migrate(db)
+    terminal.show_notice(f"Applied {', '.join(applied)}." if applied else "The database is up to date.")
+
+
+@app.command("import")
+def import_mail(
+    path: Annotated[Path, typer.Argument(help="mbox, Maildir, folder of .eml files, or JSON lines.")],
+    user: Annotated[str, typer.Option(help="Whose mailbox it is (e-mail address).")],
+    alias: Annotated[list[str] | None, typer.Option(help="Another address the user writes from.")] = None,
+    format: Annotated[str, typer.Option(help="auto, mbox, maildir, eml or jsonl.")] = "auto",
+    consent: Annotated[
+        bool | None,
+        typer.Option(
+            "--consent/--no-consent",
+            help="Record whether the user agrees to voice training. Without it, importing a new user's "
+            "mailbox counts as agreement, and a known user's answer stays as it is.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a mailbox into the store. Importing twice adds nothing."""
+    session = Session()
+    known = True
+    try:
+        person = users.find_user(session.db, user)
+    except UnknownUser:
+        known = False
+        person = users.create_user(session.db, user, consent=consent is not False)
+    if known and consent is not None:
+        change = users.record_consent if consent else users.withdraw_consent
+        person = change(session.db, person.id)
+    with nullcontext(None) if as_json else terminal.bytes_bar("importing") as on_bytes:
+        report = import_mailbox(
+            session.db, person, path, format=format, aliases=alias or (), on_progress=on_bytes
+        )
+    if as_json:
+        _print_json({"userId": person.id, **report.to_json_dict()})
+        return
+    terminal.show_import(report)
+    if not known:
+        agreed = (
+            "agrees to voice training" if person.voice_consent_at else "has not agreed to voice training yet"
+        )
+        terminal.show_notice(f"{person.email} is new here (user {person.id}) and {agreed}.")
+    if report.sent:
+        terminal.show_notice(f"Next: ownvoice check {person.email}")
+
+
+@app.command()
+def check(user: UserArgument, config: Config = None, as_json: Json = False) -> None:
+    """Show what training would use and take; trains nothing. Exit code 3 when it is not enough."""
+    with nullcontext(None) if as_json else terminal.count_bar("cleaning") as on_count:
+        report = check_user(Session(), user, config=config, on_progress=on_count)
+    if as_json:
+        _print_json(report.to_json_dict())
+    else:
+        terminal.show_data_report(report)
+    raise typer.Exit(0 if report.eligible else 3)
+
+
+@app.command()
+def train(user: UserArgument, follow: Follow = False, config: Config = None, as_json: Json = False) -> None:
+    """Train a user's adapter, judge it and, when it is proven, publish it."""
+    session = Session()
+    _started(session, start_job(session, user, config=config), follow, as_json)
+
+
+@app.command()
+def retry(job: JobArgument, follow: Follow = False, as_json: Json = False) -> None:
+    """Take a failed job up again from its last finished stage."""
+    session = Session()
+    _started(session, retry_job(session, job), follow, as_json)
+
+
+@app.command()
+def cancel(job: JobArgument, as_json: Json = False) -> None:
+    """Stop a job; nothing of it is published."""
+    with nullcontext() if as_json else terminal.console.status("stopping …"):
+        ended = cancel_job(Session(), job)
+    if as_json:
+        _print_json(ended.to_json_dict())
+    elif ended.status is JobStatus.CANCELLED:
+        terminal.show_notice(f"Job {ended.id} is cancelled.")
+    else:
+        terminal.show_error(
+            f"Job {ended.id} is still {ended.status}; it stops at its next step: ownvoice show {ended.id}"
+        )
+    raise typer.Exit(0 if ended.status is JobStatus.CANCELLED else 1)
+
+
+@app.command("jobs")
+def list_jobs(
+    user: Annotated[str | None, typer.Argument(metavar="[USER]", help="Only this user's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the newest jobs."""
+    session = Session()
+    found = jobs.list_jobs(session.db, users.find_user(session.db, user).id if user else None, limit)
+    if as_json:
+        _print_json([job.to_json_dict() for job in found])
+    elif found:
+        terminal.show_jobs(found)
+    else:
+        terminal.show_notice("There are no jobs yet. Start one with `ownvoice train USER`.")
+
+
+@app.command()
+def show(job: JobArgument, as_json: Json = False) -> None:
+    """Show one job: its numbers, its outcome with the reason, and its events."""
+    session = Session()
+    found = jobs.find_job(session.db, job)
+    events = jobs.events(session.db, found.id)
+    if as_json:
+        _print_json({**found.to_json_dict(), "events": [event.to_json_dict() for event in events]})
+    else:
+        terminal.show_job(found, events)
+
+
+@app.command()
+def write(
+    user: UserArgument,
+    instruction: Annotated[
+        str, typer.Argument(help='For example: "Write an email about: the invoice is late"')
+    ],
+    base: Annotated[bool, typer.Option("--base", help="Show the base model's answer beside it.")] = False,
+    context: Annotated[str, typer.Option(help="The message to answer.")] = "",
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same words.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 256,
+    as_json: Json = False,
+) -> None:
+    """Write an e-mail with the user's active adapter."""
+    session = Session()
+    person = users.find_user(session.db, user)
+    active = jobs.current_adapter(session.db, person.id)
+    if active is None or person.ai_model is None:
+        raise OwnvoiceError(
+            f"{person.email} has no adapter yet. Train one with `ownvoice train {person.email} --follow`."
+        )
+    options = GenerateOptions(seed=seed, max_tokens=max_tokens)
+    messages = prompt_messages(instruction, context)
+    with (
+        nullcontext() if as_json else terminal.errors.status("writing …"),
+        session.serving(active.base_model) as engine,
+    ):
+        own = engine.generate(person.ai_model, messages, options)
+        plain = engine.generate(None, messages, options) if base else None
+    if as_json:
+        _print_json({"model": person.ai_model, "text": own, **({"base": plain} if base else {})})
+    elif plain is not None:
+        terminal.side_by_side("base model", plain, person.ai_model, own)
+    else:
+        print(own.strip())
+
+
+def _started(session: Session, job: Job, follow: bool, as_json: bool) -> None:
+    """Follow a job that was just started, or say how to; ends with the exit code of its outcome."""
+    if follow:
+        try:
+            with _silent() if as_json else terminal.job_bar() as on_change:
+                job = follow_job(session, job.id, on_change)
+        except KeyboardInterrupt:
+            terminal.errors.print(
+                f"The job goes on. See it: ownvoice show {job.id}   Stop it: ownvoice cancel {job.id}"
+            )
+            raise typer.Exit(130) from None
+    if as_json:
+        _print_json(job.to_json_dict())
+    elif follow:
+        terminal.show_result(job)
+        if job.status is JobStatus.FAILED and job.error_code not in REFUSED_CODES:
+            terminal.show_notice(f"Try again from its last finished stage: ownvoice retry {job.id}")
+    else:
+        terminal.show_notice(
+            f"Job {job.id} (version {job.version}) is {job.status}. See it with: ownvoice show {job.id}"
+        )
+    raise typer.Exit(_exit_code(job) if follow else 0)
+
+
+@contextmanager
+def _silent() -> Iterator[Any]:
+    yield lambda job, events: None
+
+
+def _exit_code(job: Job) -> int:
+    """0 for a completed job whatever the gate decided, 3 for a refused one, 1 for any other end."""
+    if job.status is JobStatus.COMPLETED:
+        return 0
+    return 3 if job.error_code in REFUSED_CODES else 1
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; every error that is meant for a person is one sentence, not a traceback."""
+    try:
+        app()
+    except OwnvoiceError as exc:
+        if "--json" in sys.argv:
+            _print_json({"error": {"code": exc.code, "message": str(exc)}})
+        terminal.show_error(str(exc))
+        sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        terminal.show_error("Interrupted.")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

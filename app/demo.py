@@ -1,0 +1,110 @@
+"""`ownvoice demo`: from a mailbox to e-mails in its owner's voice, on a machine with nothing prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.rule import Rule
+from rich.table import Table
+
+from app import local, terminal
+from app.data import check_user
+from app.session import Session
+from app.training_jobs import follow_job, start_job
+from store import users
+from store.importers.load import import_mailbox
+from training.dataset import NEUTRAL_INSTRUCTIONS, prompt_messages
+from training.errors import ConfigError, NotEnoughMail, UnknownUser
+from training.schemas import GenerateOptions, Job, JobStatus
+from training.settings import PROJECT_ROOT
+
+SAMPLE_MAILBOX = PROJECT_ROOT / "samples" / "merrin.mbox"
+SAMPLE_EMAIL = "merrin.tolquay@example.org"
+SAMPLE_ALIAS = "yard@example.net"
+SHOWN = GenerateOptions(seed=7, max_tokens=160)
+
+
+def run_demo(session: Session, mailbox: Path | None, email: str | None) -> Job:
+    """Start the stack, import, train and show. Raises whatever stopped it; the stack stays up."""
+    if mailbox is not None and email is None:
+        raise ConfigError("Whose mailbox is it? Add the address: make demo MBOX=path USER_EMAIL=me@x.org")
+    path, email = mailbox or SAMPLE_MAILBOX, email or SAMPLE_EMAIL
+    settings = session.settings
+
+    _headline("1  Starting PostgreSQL, the Prefect server and two workers")
+    with terminal.steps("stack") as on_step:
+        stack = local.up(settings, on_step)
+
+    _headline(f"2  Reading {path.name}")
+    try:
+        user = users.find_user(session.db, email)
+    except UnknownUser:
+        user = users.create_user(session.db, email, consent=True)
+    aliases = (SAMPLE_ALIAS,) if mailbox is None else ()
+    with terminal.bytes_bar("importing") as on_bytes:
+        imported = import_mailbox(session.db, user, path, aliases=aliases, on_progress=on_bytes)
+    terminal.show_import(imported)
+    with terminal.count_bar("cleaning") as on_count:
+        report = check_user(session, user.id, on_progress=on_count)
+    terminal.show_data_report(report)
+    if not report.eligible:
+        raise NotEnoughMail(
+            "There is not enough to train on; nothing was trained.", found=report.usable, needed=report.usable
+        )
+
+    _headline("3  Training")
+    job = start_job(session, user.id)
+    with terminal.job_bar() as on_change:
+        job = follow_job(session, job.id, on_change)
+    terminal.show_result(job)
+    if job.status is not JobStatus.COMPLETED:
+        return job
+
+    _headline("4  The same request, two writers")
+    _write_both(session, user.id)
+
+    _headline("5  What you have")
+    _show_summary(job, user.email, stack.ui_url)
+    return job
+
+
+def _write_both(session: Session, user_id: str) -> None:
+    user = users.find_user(session.db, user_id)
+    if user.ai_model is None:
+        terminal.show_notice("No adapter is active for this user, so there is nothing to compare.")
+        return
+    with session.serving(session.settings.base_model) as engine:
+        for instruction in NEUTRAL_INSTRUCTIONS:
+            terminal.console.print(f"[bold]{instruction}[/bold]")
+            with terminal.console.status("writing …"):
+                base = engine.generate(None, prompt_messages(instruction), SHOWN)
+                own = engine.generate(user.ai_model, prompt_messages(instruction), SHOWN)
+            terminal.side_by_side("base model", base, user.ai_model, own)
+
+
+def _show_summary(job: Job, email: str, ui_url: str) -> None:
+    metrics = job.metrics
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row(
+        "held-out loss",
+        f"{metrics.held_out_nll_base:.2f} → {metrics.held_out_nll_adapter:.2f} nat per token "
+        f"({metrics.held_out_emails} mails the training never saw)",
+    )
+    table.add_row(
+        "adapter", f"version {job.version}, {(job.adapter_size or 0) / 1e6:.1f} MB, {job.adapter_path}"
+    )
+    table.add_row("serves as", job.model_name or "nothing (kept the current adapter)")
+    table.add_row("the run, in Prefect", f"{ui_url.rstrip('/')}/runs/flow-run/{job.flow_run_id}")
+    table.add_row(
+        "type next", f'.venv/bin/ownvoice write {email} "Write an email about: the invoice is late"'
+    )
+    table.add_row("", f".venv/bin/ownvoice show {job.id}")
+    table.add_row("", ".venv/bin/ownvoice down        (stops the server and the workers)")
+    terminal.console.print(table)
+
+
+def _headline(text: str) -> None:
+    terminal.console.print()
+    terminal.console.print(Rule(f"[bold]{text}", align="left", style="dim"))

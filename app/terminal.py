@@ -1,0 +1,283 @@
+"""What a person sees: tables, progress bars, two letters side by side. Nothing here decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from rich import box
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from training.schemas import DataReport, ImportReport, Job, JobEvent, JobStatus, Outcome
+
+console = Console()
+errors = Console(stderr=True)
+_STATUS_COLOUR = {JobStatus.COMPLETED: "green", JobStatus.FAILED: "red", JobStatus.CANCELLED: "yellow"}
+_PHASES = {
+    "load": "loading the base",
+    "train": "training",
+    "held_out": "measuring on held-out mail",
+    "export": "converting",
+}
+
+
+def show_error(message: str) -> None:
+    """Print one sentence on standard error."""
+    errors.print(Text(message), style="red", soft_wrap=True)
+
+
+def show_notice(message: str) -> None:
+    console.print(Text(message), soft_wrap=True)
+
+
+@contextmanager
+def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback `(bytes done, bytes in all)` behind a bar."""
+    with Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+    ) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+@contextmanager
+def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback `(done, in all)` behind a bar."""
+    with Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=errors,
+    ) as progress:
+        task = progress.add_task(title, total=1)
+        yield lambda done, total: progress.update(task, completed=done, total=max(1, total))
+
+
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[str, str], None]]:
+    """Yield a callback `(step, what became of it)`; one line a step, the running one with a spinner."""
+    with Progress(
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<16}"),
+        TextColumn("[dim]{task.fields[state]}"),
+        TimeElapsedColumn(),
+        console=errors,
+    ) as progress:
+        console_lines: dict[str, int] = {}
+
+        def on_progress(step: str, state: str) -> None:
+            if step not in console_lines:
+                console_lines[step] = progress.add_task(step, total=1, state=state)  # type: ignore[assignment]
+            done = 1 if not state.startswith(("starting", "waiting")) else 0
+            progress.update(console_lines[step], state=state, completed=done)  # type: ignore[arg-type]
+
+        yield on_progress
+
+
+@contextmanager
+def job_bar() -> Iterator[Callable[[Job, list[JobEvent]], None]]:
+    """Yield the callback of `follow_job`: one bar from 0 to 100 % with step, loss and time left."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description:<26}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[detail]}"),
+        console=errors,
+    ) as progress:
+        task = progress.add_task("waiting for a worker", total=100, detail="")
+
+        def on_change(job: Job, events: list[JobEvent]) -> None:
+            for event in events:
+                if event.type == "message":
+                    progress.console.print(Text(event.message), style="yellow")
+            found = next((e.data for e in reversed(events) if e.type == "metrics" and "step" in e.data), None)
+            if found:
+                phase = str(found.get("phase"))
+                progress.update(task, description=_PHASES.get(phase, phase))
+                if phase == "train":
+                    progress.update(
+                        task,
+                        detail=f"step {found['step']}/{found['steps']}  loss {found['loss']:.2f}  "
+                        f"{found['tokensPerSecond']:.0f} tokens/s  {found['etaSeconds']:.0f} s left",
+                    )
+                else:
+                    progress.update(task, detail="")
+            elif any(e.type == "status" for e in events):
+                progress.update(task, description=_doing(job), detail="")
+            progress.update(task, completed=job.progress)
+
+        yield on_change
+
+
+def _doing(job: Job) -> str:
+    return {
+        JobStatus.PENDING: "waiting for a worker",
+        JobStatus.EXTRACTING_DATA: "reading the mail",
+        JobStatus.PREPARING_DATA: "preparing the data set",
+        JobStatus.TRAINING: "waiting for the GPU pool",
+        JobStatus.EVALUATING: "judging the adapter",
+        JobStatus.DEPLOYING: "publishing",
+    }.get(job.status, job.status.lower())
+
+
+def show_import(report: ImportReport) -> None:
+    added = f"{report.added} added" + (
+        f", {report.already_present} already there" if report.already_present else ""
+    )
+    show_notice(
+        f"Read {report.read} messages ({report.format}): {added}, {report.sent} sent by the user, "
+        f"in {report.seconds:.1f} s."
+    )
+    for reason, count in report.broken.items():
+        show_notice(f"  skipped {count}: {reason.replace('_', ' ')}")
+    for alias in report.aliases_added:
+        show_notice(f"  also the user's: {alias}")
+    if report.hint:
+        console.print(Text(report.hint), style="yellow", soft_wrap=True)
+
+
+def data_report_table(report: DataReport) -> Table:
+    """Return kept and dropped mails by reason, as bars."""
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{report.sent} sent mails", title_justify="left", pad_edge=False
+    )
+    table.add_column("")
+    table.add_column("mails", justify="right")
+    table.add_column("")
+    longest = max([report.usable, *report.dropped.values(), 1])
+    table.add_row(
+        "kept", str(report.usable), Text("█" * max(1, round(30 * report.usable / longest)), "green")
+    )
+    for reason, count in report.dropped.items():
+        bar = Text("█" * max(1, round(30 * count / longest)), "red")
+        table.add_row(f"dropped: {reason.label}", str(count), bar)
+    return table
+
+
+def show_data_report(report: DataReport) -> None:
+    console.print(data_report_table(report))
+    if report.eligible:
+        show_notice(
+            f"{report.train} for training, {report.held_out} held out to judge by (the newest threads)."
+        )
+    if report.replaced_secrets:
+        show_notice(f"{report.replaced_secrets} secrets (keys, card numbers, passwords …) were replaced.")
+    if len(report.languages) > 1:
+        counted = ", ".join(f"{code} {count}" for code, count in report.languages.items())
+        show_notice(f"Languages: {counted}.")
+    console.print(Text(report.reason), style="green" if report.eligible else "red", soft_wrap=True)
+    if report.estimate is not None and report.eligible:
+        estimate = report.estimate
+        cost = f", ${estimate.cost:.2f}" if estimate.cost else ""
+        show_notice(
+            f"Training would take about {_duration(estimate.seconds)} "
+            f"({estimate.tokens:,} tokens at {estimate.tokens_per_second:.0f} a second{cost})."
+        )
+
+
+def show_jobs(found: list[Job]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("job", "version", "status", "outcome", "loss", "created"):
+        table.add_column(name, no_wrap=True)
+    for job in found:
+        status = _status(job) if job.status.is_final else Text(f"{job.status} {job.progress:.0f} %", "cyan")
+        created = f"{job.created_at.astimezone():%d %b %H:%M}" if job.created_at else ""
+        table.add_row(job.id, f"v{job.version}", status, job.outcome or "", _losses(job), created)
+    console.print(table)
+
+
+def show_job(job: Job, events: list[JobEvent]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    metrics = job.metrics
+    size = f"{job.adapter_size / 1e6:.1f} MB" if job.adapter_size else ""
+    rate = f"{metrics.train_tokens_per_second:.0f} tokens/s" if metrics.train_tokens_per_second else ""
+    rows: list[tuple[str, str | Text]] = [
+        ("job", job.id),
+        ("user", job.user_id),
+        ("status", _status(job)),
+        ("outcome", f"{job.outcome or ''}  {metrics.gate}".strip()),
+        ("held-out loss", _losses(job)),
+        (
+            "training",
+            f"{job.training_emails or 0} mails, {metrics.steps} steps, {metrics.train_tokens:,} tokens  {rate}",
+        ),
+        ("adapter", f"version {job.version}  {job.model_name or ''}  {size}".strip()),
+        ("base model", job.base_model),
+        ("seconds", "  ".join(f"{stage} {seconds:.1f}" for stage, seconds in job.timings.items())),
+        ("cost", f"${job.actual_cost or 0:.4f} (estimated ${job.estimated_cost or 0:.4f})"),
+        ("error", f"{job.error_code}: {job.error_message}" if job.error_code else ""),
+        ("flow run", job.flow_run_id or ""),
+    ]
+    for name, value in rows:
+        if value:
+            table.add_row(name, value)
+    console.print(table)
+    shown = [e for e in events if e.type != "metrics"]
+    if shown:
+        console.print()
+    for event in shown:
+        console.print(Text(f"{_when(event.at)}  {event.message}"), style="dim", soft_wrap=True)
+
+
+def show_result(job: Job) -> None:
+    """Say in two lines how a followed job ended."""
+    if job.status is JobStatus.COMPLETED:
+        colour = "green" if job.outcome is Outcome.PROMOTED else "yellow"
+        console.print(Text(f"{job.outcome}: {job.metrics.gate}"), style=colour, soft_wrap=True)
+    elif job.status is JobStatus.CANCELLED:
+        console.print(Text(f"Job {job.id} was cancelled; nothing was published."), style="yellow")
+    else:
+        show_error(job.error_message or f"Job {job.id} failed.")
+
+
+def side_by_side(left_title: str, left: str, right_title: str, right: str) -> None:
+    """Print two texts beside each other, or below each other on a narrow terminal."""
+    width = console.width // 2 - 1
+    if width < 34:
+        console.print(Panel(Text(left.strip()), title=left_title, box=box.ROUNDED))
+        console.print(Panel(Text(right.strip()), title=right_title, box=box.ROUNDED, border_style="green"))
+        return
+    console.print(
+        Columns(
+            [
+                Panel(Text(left.strip()), title=left_title, width=width, box=box.ROUNDED),
+                Panel(
+                    Text(right.strip()), title=right_title, width=width, box=box.ROUNDED, border_style="green"
+                ),
+            ]
+        )
+    )
+
+
+def _losses(job: Job) -> str:
+    metrics = job.metrics
+    if metrics.held_out_nll_base is None or metrics.held_out_nll_adapter is None:
+        return ""
+    return f"{metrics.held_out_nll_base:.2f} → {metrics.held_out_nll_adapter:.2f}"
+
+
+def _status(job: Job) -> Text:
+    return Text(job.status, style=_STATUS_COLOUR.get(job.status, "cyan"))
+
+
+def _when(moment: datetime | None) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -1,0 +1,41 @@
+"""Train the adapters of a cohort of jobs on one loaded base model.
+
+Runs on the GPU pool only, started by other flows. Needs the job folders in storage, and nothing else: no
+database, no serving engine. Leaves in each folder the adapter (PEFT and GGUF) and its numbers, or the error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+
+from tasks.train import train_job
+from training.errors import OwnvoiceError
+
+
+@flow(name="train-adapters", flow_run_name="train-{base_model}")
+def train_adapters(job_ids: list[str], base_model: str, storage_url: str) -> list[dict[str, Any]]:
+    """Train the adapters of a cohort of jobs on one loaded base model.
+
+    Args:
+        job_ids: Jobs whose folders hold a data set; all of them on `base_model`.
+        base_model: Key in configs/base_models.yaml.
+        storage_url: fsspec URL under which the job folders are.
+    """
+    results = [train_job(job_id, storage_url) for job_id in job_ids]
+    failed = [result for result in results if not result.ok]
+    get_run_logger().info(
+        "%d of %d adapters trained on %s", len(results) - len(failed), len(results), base_model
+    )
+    if failed and len(failed) == len(results):
+        raise OwnvoiceError(
+            f"None of the {len(results)} jobs of this cohort was trained: {failed[0].error_message}"
+        )
+    return [result.to_json_dict() for result in results]
+
+
+if __name__ == "__main__":
+    import sys
+
+    train_adapters(sys.argv[3:], sys.argv[1], sys.argv[2])

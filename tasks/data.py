@@ -1,0 +1,101 @@
+"""From the user's mail in the store to the data set in the job folder. CPU side."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from store import jobs, mail
+from tasks.job_folder import DATASET, HELD_OUT, REPORT
+from tasks.stages import require_consent, stage
+from tasks.tools import database, job_folder, settings, without_mail_text
+from training.base_models import find_base_model
+from training.config import TrainConfig, parse_train_config
+from training.dataset import Prepared, prepare, require_enough, to_jsonl
+from training.errors import StoreError
+from training.estimate import estimate_training
+from training.schemas import DataReport, Job, Stage
+
+
+@task(
+    # Mail is read from the database, which may be restarting; cleaning the same mail again changes nothing.
+    retries=2,
+    retry_delay_seconds=[2, 10],
+    retry_condition_fn=lambda task, run, state: isinstance(_error_of(state), StoreError),
+    cache_policy=NO_CACHE,
+)
+def prepare_data(job_id: str) -> DataReport:
+    """Read the newest sent mails, keep the user's own words, split and write the data set.
+
+    One task for two stages, because mail passes between them only in memory. A data set that an earlier
+    attempt finished is used again. Raises NoConsent and NotEnoughMail.
+    """
+    db, folder = database(), job_folder(job_id)
+    job = jobs.find_job(db, job_id)
+    require_consent(job.user_id)
+    if folder.exists(REPORT) and folder.exists(DATASET) and folder.exists(HELD_OUT):
+        return DataReport.model_validate(folder.read_json(REPORT))
+    config = parse_train_config(job.config)
+    with stage(job_id, Stage.EXTRACT), without_mail_text("Reading the mail"):
+        mails = mail.fetch_sent_mail(db, job.user_id, config.data.max_mails)
+        sent = mail.count_sent(db, job.user_id)
+    with stage(job_id, Stage.PREPARE), without_mail_text("Preparing the data set"):
+        prepared = prepare(mails, config.data, sent=sent)
+        report = with_estimate(prepared, config, job)
+        _record(job_id, report)
+        require_enough(report, config.data)
+        folder.write_text(DATASET, to_jsonl(prepared.train))
+        folder.write_text(HELD_OUT, to_jsonl(prepared.held_out))
+        # Written last: its presence says that the data set is whole.
+        folder.write_json(REPORT, report.to_json_dict())
+    get_run_logger().info(
+        "%d usable of %d sent: %d train, %d held out", report.usable, sent, report.train, report.held_out
+    )
+    return report
+
+
+def with_estimate(prepared: Prepared, config: TrainConfig, job: Job) -> DataReport:
+    """Add minutes, tokens and cost, from the rate last measured on this base model."""
+    base = find_base_model(job.base_model)
+    rate = jobs.measured_rate(database(), base.id) or base.cpu_tokens_per_second
+    estimate = estimate_training(prepared.train, config, rate, settings().hourly_price)
+    return prepared.report.model_copy(update={"estimate": estimate})
+
+
+def _record(job_id: str, report: DataReport) -> None:
+    assert report.estimate is not None
+    jobs.record(
+        database(),
+        job_id,
+        training_emails=report.train,
+        estimated_seconds=report.estimate.seconds,
+        estimated_cost=report.estimate.cost,
+    )
+    create_markdown_artifact(
+        key=f"data-report-{job_id}",
+        markdown=data_report_markdown(report),
+        description="What became of the mail",
+    )
+
+
+def data_report_markdown(report: DataReport) -> str:
+    """Return the report as a Markdown table: counts by reason, never text."""
+    rows = [f"| kept: usable | {report.usable} |"]
+    rows += [f"| dropped: {reason.label} | {count} |" for reason, count in report.dropped.items()]
+    estimate = report.estimate
+    took = (
+        f"\n\nEstimate: {estimate.seconds:.0f} s, {estimate.tokens} tokens, ${estimate.cost:.2f}."
+        if estimate
+        else ""
+    )
+    return (
+        f"{report.reason}\n\n| {report.sent} sent mails | |\n|---|---:|\n"
+        + "\n".join(rows)
+        + f"\n\n{report.train} for training, {report.held_out} held out (newest threads).{took}"
+    )
+
+
+def _error_of(state: object) -> BaseException | None:
+    data = getattr(state, "data", None)
+    return data if isinstance(data, BaseException) else None

@@ -1,0 +1,139 @@
+"""Publishing a proven adapter and making it the user's. CPU side."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from serving.base import Serving, adapter_name
+from store import jobs
+from tasks.job_folder import ADAPTER_GGUF, RECIPE, SAMPLES
+from tasks.stages import forget_mail, require_consent, stage, stop_if_cancelled, take_back
+from tasks.tools import database, job_folder, serving, settings
+from training.dataset import NEUTRAL_INSTRUCTIONS, ChatTemplate, prompt_messages
+from training.errors import NoConsent, ServingError, ServingUnavailable, TrainingCancelled
+from training.schemas import GateDecision, GenerateOptions, Job, Outcome, Published, Stage
+
+SAMPLE_OPTIONS = GenerateOptions(seed=7, max_tokens=160)
+
+
+def retry_delays(wait_s: float) -> list[float]:
+    """Return growing pauses (2, 4, 8, … at most 60 s) that add up to at least `wait_s`."""
+    delays: list[float] = []
+    while sum(delays) < wait_s:
+        delays.append(min(60.0, 2.0 * 2 ** len(delays)))
+    return delays
+
+
+def _serving_is_away(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
+    return isinstance(getattr(state, "data", None), ServingUnavailable)
+
+
+_DELAYS = retry_delays(settings().serving_wait_s)
+
+
+@task(
+    # The engine may be restarting; a refused adapter is final and is not tried again.
+    retries=len(_DELAYS),
+    retry_delay_seconds=_DELAYS,
+    retry_condition_fn=_serving_is_away,
+    cache_policy=NO_CACHE,
+)
+def publish_adapter(job_id: str) -> Published:
+    """Publish under the exact version tag, verify, compare prompts, warm up; nothing is active yet.
+
+    Raises ServingUnavailable (after the retries), ServingError, AdapterRefused, NoConsent.
+    """
+    db, folder = database(), job_folder(job_id)
+    with stage(job_id, Stage.PUBLISH) as job:
+        require_consent(job.user_id)
+        name = adapter_name(job.user_id, job.version)
+        template = ChatTemplate.model_validate(folder.read_json(RECIPE)["chatTemplate"])
+        with (
+            serving(job.base_model, expected_prompt=template.render) as engine,
+            folder.workspace() as workspace,
+        ):
+            engine.base_ready()
+            published = engine.publish(workspace / ADAPTER_GGUF, name)
+            # Recorded before the proof, so that a cancel or a failure from here on knows what to take back.
+            jobs.record(db, job_id, model_name=name)
+            engine.verify(name, published.digest)
+            _require_same_prompt(engine, template)
+    get_run_logger().info("published %s on %s", name, published.engine)
+    return published
+
+
+@task(
+    retries=len(_DELAYS),
+    retry_delay_seconds=_DELAYS,
+    retry_condition_fn=_serving_is_away,
+    cache_policy=NO_CACHE,
+)
+def write_samples(job_id: str) -> None:
+    """Let base and adapter answer the same neutral prompts, for people to look at."""
+    job = jobs.find_job(database(), job_id)
+    stop_if_cancelled(job_id)
+    with serving(job.base_model) as engine:
+        samples = [
+            {
+                "prompt": prompt,
+                "base": engine.generate(None, prompt_messages(prompt), SAMPLE_OPTIONS),
+                "adapter": engine.generate(job.model_name, prompt_messages(prompt), SAMPLE_OPTIONS),
+            }
+            for prompt in NEUTRAL_INSTRUCTIONS
+        ]
+    job_folder(job_id).write_json(SAMPLES, {"samples": samples})
+    create_markdown_artifact(
+        key=f"samples-{job_id}",
+        markdown="\n\n".join(
+            f"### {s['prompt']}\n\n**Base**\n\n{_quoted(s['base'])}\n\n**Adapter**\n\n{_quoted(s['adapter'])}"
+            for s in samples
+        ),
+        description="Base and adapter, same neutral prompts",
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def activate(job_id: str, decision: GateDecision) -> Job:
+    """End the job: one transaction for user, job and outcome; then delete what holds mail text."""
+    db = database()
+    promoted = decision.outcome is Outcome.PROMOTED
+    # An adapter that is not promoted was never deployed: the job ends where it was judged.
+    with stage(job_id, Stage.ACTIVATE) if promoted else nullcontext():
+        job = jobs.find_job(db, job_id)
+        try:
+            jobs.complete_job(
+                db,
+                job_id,
+                decision.outcome,
+                ai_provider=settings().engine if promoted else None,
+                ai_model=job.model_name if promoted else None,
+                adapter_path=job.adapter_path,
+                reason=decision.reason,
+            )
+        except (NoConsent, TrainingCancelled):
+            take_back(job)
+            raise
+    forget_mail(job_id)
+    return jobs.find_job(db, job_id)
+
+
+def _require_same_prompt(engine: Serving, template: ChatTemplate) -> None:
+    """Raise ServingError unless the engine shows the model, byte for byte, what training showed it."""
+    messages = prompt_messages("Write an email about: a test", "A line of context.")
+    served, trained = engine.render(messages), template.render(messages)
+    if served != trained:
+        at = next((n for n, (a, b) in enumerate(zip(served, trained, strict=False)) if a != b), len(trained))
+        raise ServingError(
+            f"The serving engine renders another prompt than training did: they part at character {at} of "
+            f"{len(trained)}. Give both the same chat template (configs/base_models.yaml)."
+        )
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.strip().split("\n"))

@@ -1,0 +1,167 @@
+"""The job row around each stage: entered, timed, checked for cancellation, ended. CPU side only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from prefect import get_run_logger, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+from prefect.states import Cancelled
+
+from store import jobs, users
+from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, HELD_OUT, PROGRESS
+from tasks.tools import database, job_folder, serving, settings
+from training.base_models import find_base_model
+from training.config import load_train_config
+from training.errors import InvalidTransition, NoConsent, OwnvoiceError, TrainingCancelled
+from training.schemas import EventLevel, Job, JobStatus, Stage, Trigger
+
+
+@task(cache_policy=NO_CACHE)
+def claim_job(
+    user_id: str, job_id: str | None, config: str | None, trigger: Trigger, idempotency_key: str | None
+) -> Job:
+    """Take the waiting job `job_id`, or make one, and bind it to this flow run.
+
+    Raises JobAlreadyActive, NoConsent, UnknownUser, UnknownJob, and InvalidTransition when the job has ended
+    or another flow run is at work on it.
+    """
+    db = database()
+    user = users.find_user(db, user_id)
+    if job_id is None:
+        require_consent(user.id)
+        chosen = load_train_config(config or settings().train_config)
+        base = find_base_model(chosen.base_model or settings().base_model)
+        job = jobs.create_job(
+            db,
+            user.id,
+            base_model=base.id,
+            config=chosen.model_dump(mode="json"),
+            lora_rank=chosen.lora.rank,
+            lora_alpha=chosen.lora.alpha,
+            trigger=trigger,
+            idempotency_key=idempotency_key,
+        )
+    else:
+        job = jobs.find_job(db, job_id)
+    flow_run = runtime.flow_run.id
+    if job.user_id != user.id:
+        raise InvalidTransition(f"Job {job.id} does not belong to user {user.id}.")
+    if job.status.is_final:
+        raise InvalidTransition(f"Job {job.id} has already ended ({job.status}); nothing was started.")
+    if job.status is not JobStatus.PENDING and job.flow_run_id not in (None, flow_run):
+        raise InvalidTransition(f"Job {job.id} is already at {job.status} in flow run {job.flow_run_id}.")
+    get_run_logger().info("job %s, version %s, on %s", job.id, job.version, job.base_model)
+    return jobs.set_flow_run(db, job.id, flow_run)
+
+
+def require_consent(user_id: str) -> None:
+    """Raise NoConsent unless the user agreed and has not withdrawn."""
+    user = users.find_user(database(), user_id)
+    if user.voice_consent_at is None:
+        raise NoConsent(
+            f"User {user.id} has not agreed to voice training. "
+            "Record the consent in the app, or with `ownvoice import … --consent`."
+        )
+
+
+@contextmanager
+def stage(job_id: str, entered: Stage) -> Iterator[Job]:
+    """Enter a stage in the job row, time it, and refuse to start it for a cancelled job."""
+    db = database()
+    stop_if_cancelled(job_id)
+    job = jobs.enter_stage(db, job_id, entered)
+    started = time.monotonic()
+    try:
+        yield job
+    finally:
+        with suppress(OwnvoiceError):
+            jobs.record(db, job_id, timings={entered.value: round(time.monotonic() - started, 2)})
+
+
+def stop_if_cancelled(job_id: str) -> None:
+    """Raise TrainingCancelled when somebody asked for it."""
+    if jobs.is_cancel_requested(database(), job_id):
+        raise TrainingCancelled(f"Job {job_id} was cancelled.")
+
+
+def end_cancelled(job_id: str) -> State[None]:
+    """End a cancelled job: nothing stays published, the workspace is deleted, the row says CANCELLED.
+
+    Returns Prefect's own Cancelled state for the flow to end with.
+    """
+    db = database()
+    job = jobs.find_job(db, job_id)
+    folder = job_folder(job_id)
+    # The marker first: a training process that still runs stops at its next step.
+    folder.write_text(CANCEL, "")
+    take_back(job)
+    folder.remove_all()
+    if not job.status.is_final:
+        jobs.mark_cancelled(db, job_id)
+    return Cancelled(message=f"Job {job_id} was cancelled.")
+
+
+def end_failed(job_id: str, error: Exception) -> None:
+    """Write the failure into the row: a code and a sentence. The job folder stays for `retry`."""
+    code = error.code if isinstance(error, OwnvoiceError) else "INTERNAL"
+    message = (
+        str(error)
+        if isinstance(error, OwnvoiceError)
+        else f"An unexpected {type(error).__name__} stopped the job; retry it, and report it if it stays."
+    )
+    jobs.fail_job(database(), job_id, code, message)
+
+
+def take_back(job: Job) -> None:
+    """Remove the serving name of a job that must not serve; a dead server is noted in the event stream."""
+    if job.model_name is None:
+        return
+    try:
+        with serving(job.base_model) as engine:
+            engine.remove(job.model_name)
+    except OwnvoiceError as exc:
+        jobs.add_event(
+            database(),
+            job.id,
+            f"{job.model_name} could not be removed from the serving engine: {exc.code}",
+            level=EventLevel.WARN,
+        )
+
+
+def forget_mail(job_id: str) -> None:
+    """Delete what holds mail text, once the job no longer needs it; adapter, report and numbers stay."""
+    job_folder(job_id).remove(DATASET, HELD_OUT, CHECKPOINT, PROGRESS)
+
+
+def on_cancellation(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
+    """Mirror a cancel from the Prefect UI; runs in a process of its own, so it knows only the flow run."""
+    job = _job_of(flow_run)
+    if job is not None and not job.status.is_final:
+        end_cancelled(job.id)
+
+
+def on_crashed(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
+    """A flow process that died leaves a FAILED job that says so, not one that seems to run for ever."""
+    job = _job_of(flow_run)
+    if job is not None and not job.status.is_final:
+        jobs.fail_job(
+            database(),
+            job.id,
+            "FLOW_CRASHED",
+            f"The process that ran the job died at stage {job.stage or 'start'}. "
+            f"Run `ownvoice retry {job.id}`: it goes on from the last finished stage.",
+        )
+
+
+def _job_of(flow_run: FlowRun) -> Job | None:
+    db = database()
+    user = users.find_user(db, str(flow_run.parameters["user_id"]))
+    for job in jobs.list_jobs(db, user.id, limit=10):
+        if job.flow_run_id == str(flow_run.id) or job.id == flow_run.parameters.get("job_id"):
+            return job
+    return None

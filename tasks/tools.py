@@ -1,0 +1,89 @@
+"""Where tasks fetch their tools: settings, the database, the serving engine, the job folder.
+
+Opened per process and only when asked for, so that a GPU machine, which asks for no database, needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from tasks.job_folder import JobFolder
+from training.base_models import find_base_model
+from training.errors import OwnvoiceError
+from training.schemas import ChatMessage
+from training.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from serving.base import Serving
+    from store.database import Database
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    return load_settings()
+
+
+@lru_cache(maxsize=1)
+def database() -> Database:
+    """Return this process's database; the embedded server is started when no DATABASE_URL is set."""
+    from store import embedded
+    from store.database import open_database
+
+    url = settings().database_url
+    return open_database(
+        url.get_secret_value() if url else embedded.start(settings().home),
+        sent_column=settings().sent_column,
+    )
+
+
+def job_folder(job_id: str) -> JobFolder:
+    return JobFolder(settings().storage, job_id)
+
+
+@contextmanager
+def serving(
+    base_model: str, expected_prompt: Callable[[list[ChatMessage]], str] | None = None
+) -> Iterator[Serving]:
+    """Open the configured serving engine for one base model, and close it again.
+
+    `expected_prompt` renders messages as training did; engines compare their server with it.
+    """
+    from serving.engines import open_serving
+
+    base = find_base_model(base_model)
+    engine = open_serving(
+        settings().engine,
+        base_gguf=base.gguf_path,
+        adapters_dir=settings().adapters,
+        ollama_url=settings().ollama_base_url,
+        ollama_base=base.ollama_name,
+        ollama_template=base.ollama_template,
+        architecture=base.architecture,
+        num_ctx=base.context_tokens,
+        expected_prompt=expected_prompt,
+    )
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def without_mail_text(what: str) -> Iterator[None]:
+    """Let our own errors pass and replace any other by its type's name.
+
+    Prefect keeps the text of every exception; the text of a parser's or a validator's may quote mail.
+    """
+    try:
+        yield
+    except OwnvoiceError:
+        raise
+    except Exception as exc:
+        raise OwnvoiceError(
+            f"{what} stopped on an unexpected {type(exc).__name__}. "
+            "Its details are kept out of logs because they may quote mail; retry the job, and report it if "
+            "it stays."
+        ) from None

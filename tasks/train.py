@@ -1,0 +1,227 @@
+"""Training one job of a cohort. GPU side: no database and no addresses; job folders in, adapters out."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from tasks.job_folder import (
+    ADAPTER,
+    ADAPTER_GGUF,
+    CANCEL,
+    CHECKPOINT,
+    DATASET,
+    ERROR,
+    HELD_OUT,
+    METRICS,
+    PROGRESS,
+    RECIPE,
+    SPEC,
+    JobFolder,
+)
+from tasks.tools import settings, without_mail_text
+from training.base_models import find_base_model
+from training.config import TrainConfig, parse_train_config
+from training.dataset import ChatTemplate, encode, from_jsonl
+from training.errors import ConfigError, OwnvoiceError
+from training.schemas import CohortResult, JobSpec, MailLoss, TrainingProgress, TrainingResult
+
+if TYPE_CHECKING:
+    from training.lora import LoadedBase
+
+PROGRESS_EVERY_S = 0.5
+"""How often progress.json is written and the cancel marker is looked for."""
+ARTIFACT_EVERY_S = 3.0
+"""How often the progress artifact is updated: each update is a call to the Prefect server."""
+CURVE_ROWS = 40
+
+
+@task(task_run_name="train-{job_id}", cache_policy=NO_CACHE)
+def train_job(job_id: str, storage_url: str) -> CohortResult:
+    """Train, measure and convert one job's adapter. Never raises: a bad job must not stop its neighbours."""
+    started = time.monotonic()
+    folder = JobFolder(storage_url, job_id)
+    try:
+        with without_mail_text("Training"):
+            if not folder.exists(METRICS):
+                folder.remove(ERROR, PROGRESS)
+                _train(folder)
+    except OwnvoiceError as exc:
+        get_run_logger().error("job %s: %s %s", job_id, exc.code, exc)
+        folder.write_json(ERROR, {"code": exc.code, "message": str(exc)})
+        return CohortResult(
+            job_id=job_id,
+            ok=False,
+            error_code=exc.code,
+            error_message=str(exc),
+            seconds=time.monotonic() - started,
+        )
+    return CohortResult(job_id=job_id, ok=True, seconds=time.monotonic() - started)
+
+
+def _train(folder: JobFolder) -> None:
+    """Do one job, in event order: read, load the base, train, measure, convert, write back."""
+    # Imported here: loading this module must stay quick, and these cost seconds.
+    from training import lora
+    from training.evaluate import held_out_losses, losses_of_saved_adapter
+    from training.export import export_gguf
+    from training.recipe import describe_recipe
+
+    spec = JobSpec.model_validate(folder.read_json(SPEC))
+    config = parse_train_config(spec.train_config)
+    report = _Reporter(folder)
+    report.phase("load")
+    dataset, held_out = folder.read_text(DATASET), folder.read_text(HELD_OUT)
+    base = _loaded_base(spec.base_model, config.precision, config.quantise)
+    train_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(dataset)]
+    held_out_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(held_out)]
+    if not train_examples or not held_out_examples:
+        raise ConfigError(f"The data set of job {folder.job_id} is empty; retry the job.")
+
+    losses: dict[str, list[MailLoss]] = {}
+
+    def measure(model: Any) -> None:
+        report.phase("held_out")
+        losses["adapter"] = held_out_losses(model, base, held_out_examples, config.batch_tokens)
+        losses["base"] = held_out_losses(model, base, held_out_examples, config.batch_tokens, adapter=False)
+
+    with folder.workspace() as workspace:
+        result = lora.train_adapter(
+            config,
+            train_examples,
+            base,
+            workspace,
+            on_progress=report.step,
+            should_stop=report.cancelled,
+            after_training=measure,
+        )
+        if spec.current_adapter is not None:
+            current = JobFolder(folder.storage_url, spec.current_adapter)
+            if current.exists(ADAPTER):
+                with current.workspace() as other:
+                    losses["current"] = losses_of_saved_adapter(
+                        other / ADAPTER, base, held_out_examples, config.batch_tokens
+                    )
+        report.phase("export")
+        digest = export_gguf(
+            workspace / ADAPTER, base.info, base.model.config.to_dict(), workspace / ADAPTER_GGUF
+        )
+        recipe = describe_recipe(base.info, config, dataset, held_out, result.device)
+        recipe["chatTemplate"] = ChatTemplate.of(base.tokenizer).to_json_dict()
+        folder.write_json(RECIPE, recipe)
+        folder.push(workspace, ADAPTER, ADAPTER_GGUF, CHECKPOINT)
+        # Written last: its presence says that the adapter is whole.
+        folder.write_json(METRICS, _metrics(result, losses, digest))
+    report.finished(result)
+
+
+@lru_cache(maxsize=1)
+def _loaded_base(base_model: str, precision: str, quantise: str) -> LoadedBase:
+    """Load the base once per flow run; the next job of the cohort finds it in memory."""
+    from training.lora import load_base
+
+    config = TrainConfig.model_validate({"precision": precision, "quantise": quantise})
+    return load_base(find_base_model(base_model), settings().cache, config)
+
+
+def _metrics(result: TrainingResult, losses: dict[str, list[MailLoss]], digest: str) -> dict[str, Any]:
+    """Return what the CPU side needs to judge and record the job; losses are per mail, by id."""
+    return {
+        "training": result.to_json_dict(),
+        "adapterDigest": digest,
+        "heldOut": {arm: [loss.to_json_dict() for loss in found] for arm, found in losses.items()},
+    }
+
+
+class _Reporter:
+    """Progress for the CPU side (progress.json) and for people in the Prefect UI (artifacts)."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self.folder = folder
+        self.last = TrainingProgress(
+            step=0, steps=1, epoch=0, loss=0, tokens=0, tokens_per_second=0, eta_seconds=0, phase="load"
+        )
+        self._written = self._shown = self._asked = 0.0
+        self._stop = False
+        self._artifact: UUID | None = None
+
+    def phase(self, phase: str) -> None:
+        self.last = self.last.model_copy(update={"phase": phase})
+        self._write()
+
+    def step(self, progress: TrainingProgress) -> None:
+        self.last = progress
+        now = time.monotonic()
+        if now - self._written >= PROGRESS_EVERY_S or progress.step == progress.steps:
+            self._write()
+        if now - self._shown >= ARTIFACT_EVERY_S:
+            self._shown = now
+            self._show(100 * progress.step / progress.steps)
+
+    def cancelled(self) -> bool:
+        now = time.monotonic()
+        if now - self._asked >= PROGRESS_EVERY_S:
+            self._asked = now
+            self._stop = self._stop or self.folder.exists(CANCEL)
+        return self._stop
+
+    def finished(self, result: TrainingResult) -> None:
+        job_id = self.folder.job_id
+        self._show(100)
+        every = max(1, len(result.loss_curve) // CURVE_ROWS)
+        rows = [
+            {"step": step, "training loss": round(loss, 4)}
+            for step, loss in result.loss_curve
+            if step % every == 0 or step == len(result.loss_curve)
+        ]
+        create_table_artifact(table=rows, key=f"loss-curve-{job_id}", description="Nat per reply token")
+        create_markdown_artifact(
+            key=f"training-{job_id}",
+            markdown=f"{result.steps} steps, {result.train_tokens} tokens in {result.train_seconds:.0f} s on "
+            f"{result.device}: {result.train_tokens_per_second:.0f} tokens/s, at most "
+            f"{result.peak_memory_bytes / 1e9:.1f} GB.\n\n{loss_plot(result)}",
+            description="Training run",
+        )
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        self.folder.write_json(PROGRESS, self.last.to_json_dict())
+
+    def _show(self, percent: float) -> None:
+        now = self.last
+        text = f"step {now.step} of {now.steps}, loss {now.loss:.2f}, {now.eta_seconds:.0f} s left"
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(
+                progress=percent, key=f"progress-{self.folder.job_id}", description=text
+            )
+        else:
+            update_progress_artifact(self._artifact, progress=percent, description=text)
+
+
+def loss_plot(result: TrainingResult) -> str:
+    """Return the loss curve as a Markdown image (a PNG in a data URL)."""
+    import base64
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([step for step, _ in result.loss_curve], [loss for _, loss in result.loss_curve], linewidth=1.4)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nat per reply token")
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return f"![training loss by step](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
