@@ -41,6 +41,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="module")
+def shared(
+    base_gguf: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaCppServing]:
+    """Both users published; for tests that only ask."""
+    folder = tmp_path_factory.mktemp("shared")
+    serving = LlamaCppServing(base_gguf, folder, context_tokens=CONTEXT_TOKENS, threads=1)
+    serving.publish(files["anna"], ANNA)
+    serving.publish(files["boris"], BORIS)
+    yield serving
+    serving.close()
+
+
 @pytest.fixture
 def open_engine(base_gguf: Path, tmp_path: Path) -> Iterator[Callable[..., LlamaCppServing]]:
     opened: list[LlamaCppServing] = []
@@ -56,12 +69,12 @@ def open_engine(base_gguf: Path, tmp_path: Path) -> Iterator[Callable[..., Llama
         serving.close()
 
 
-def children() -> list[psutil.Process]:
-    return [
-        child
+def engine_processes() -> set[int]:
+    return {
+        child.pid
         for child in psutil.Process().children(recursive=True)
         if "serving.llama_process" in " ".join(child.cmdline())
-    ]
+    }
 
 
 def visible_files(folder: Path) -> list[str]:
@@ -72,7 +85,7 @@ def visible_files(folder: Path) -> list[str]:
 
 
 def test_each_request_gets_the_answer_of_its_own_adapter(
-    open_engine: Callable[..., LlamaCppServing], files: dict[str, Path]
+    shared: LlamaCppServing, open_engine: Callable[..., LlamaCppServing], files: dict[str, Path]
 ) -> None:
     # The truth: each adapter alone in a process of its own.
     alone = {}
@@ -82,24 +95,18 @@ def test_each_request_gets_the_answer_of_its_own_adapter(
         alone[name] = single.generate(name, MESSAGES, GREEDY)
         single.close()
 
-    together = open_engine()
+    together = shared
     base_text = together.generate(None, MESSAGES, GREEDY)
-    together.publish(files["anna"], ANNA)
-    together.publish(files["boris"], BORIS)
     for _ in range(2):
         assert together.generate(ANNA, MESSAGES, GREEDY) == alone[ANNA]
         assert together.generate(BORIS, MESSAGES, GREEDY) == alone[BORIS]
         assert together.generate(None, MESSAGES, GREEDY) == base_text
     assert len({base_text, alone[ANNA], alone[BORIS]}) == 3
-    assert len(children()) == 1
+    assert shared._process is not None and shared._process.adapters == 2
 
 
-def test_prompt_state_of_one_user_never_reaches_another(
-    open_engine: Callable[..., LlamaCppServing], files: dict[str, Path]
-) -> None:
-    serving = open_engine()
-    serving.publish(files["anna"], ANNA)
-    serving.publish(files["boris"], BORIS)
+def test_prompt_state_of_one_user_never_reaches_another(shared: LlamaCppServing) -> None:
+    serving = shared
     prompt = serving.render(
         [MESSAGES[0], ChatMessage(role="user", content="Thank Anna for the report. " * 8)]
     )
@@ -127,12 +134,8 @@ def test_least_recently_asked_adapter_makes_room(
     assert serving.generate(ANNA, MESSAGES, GREEDY) == anna
 
 
-def test_threads_of_one_process_get_their_own_answers(
-    open_engine: Callable[..., LlamaCppServing], files: dict[str, Path]
-) -> None:
-    serving = open_engine()
-    serving.publish(files["anna"], ANNA)
-    serving.publish(files["boris"], BORIS)
+def test_threads_of_one_process_get_their_own_answers(shared: LlamaCppServing) -> None:
+    serving = shared
     expected = {name: serving.generate(name, MESSAGES, GREEDY) for name in (ANNA, BORIS)}
     got: dict[str, str] = {}
     threads = [
@@ -146,8 +149,8 @@ def test_threads_of_one_process_get_their_own_answers(
     assert got == expected
 
 
-def test_same_seed_gives_the_same_answer(open_engine: Callable[..., LlamaCppServing]) -> None:
-    serving = open_engine()
+def test_same_seed_gives_the_same_answer(shared: LlamaCppServing) -> None:
+    serving = shared
     options = GenerateOptions(temperature=1.0, seed=7, max_tokens=12)
     assert serving.generate(None, MESSAGES, options) == serving.generate(None, MESSAGES, options)
     assert len(serving.tokenize(serving.generate(None, MESSAGES, options))) <= 12
@@ -156,23 +159,21 @@ def test_same_seed_gives_the_same_answer(open_engine: Callable[..., LlamaCppServ
 # ---- prompts ---------------------------------------------------------------------------------------
 
 
-def test_render_is_the_chat_template_of_the_base(open_engine: Callable[..., LlamaCppServing]) -> None:
-    assert open_engine().render(MESSAGES) == (
+def test_render_is_the_chat_template_of_the_base(shared: LlamaCppServing) -> None:
+    assert shared.render(MESSAGES) == (
         "<|im_start|>system\nYou are an email writing assistant.<|im_end|>\n"
         "<|im_start|>user\nWrite one sentence thanking Anna for the report.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
 
-def test_missing_system_message_is_refused(open_engine: Callable[..., LlamaCppServing]) -> None:
+def test_missing_system_message_is_refused(shared: LlamaCppServing) -> None:
     with pytest.raises(ServingError, match="system message"):
-        open_engine().generate(None, MESSAGES[1:], GREEDY)
+        shared.generate(None, MESSAGES[1:], GREEDY)
 
 
-def test_prompt_longer_than_the_context_is_refused_with_its_token_count(
-    open_engine: Callable[..., LlamaCppServing],
-) -> None:
-    serving = open_engine()
+def test_prompt_longer_than_the_context_is_refused_with_its_token_count(shared: LlamaCppServing) -> None:
+    serving = shared
     long = [MESSAGES[0], ChatMessage(role="user", content="marsupilami " * 600)]
     tokens = len(serving.tokenize(serving.render(long)))
     with pytest.raises(ServingError, match=rf"{tokens} tokens; the context holds {CONTEXT_TOKENS}") as error:
@@ -192,11 +193,8 @@ def test_answer_that_runs_into_the_end_of_the_context_is_refused(
         serving.generate(None, messages, GenerateOptions(temperature=0, max_tokens=250))
 
 
-def test_names_that_are_not_published_never_get_the_plain_base(
-    open_engine: Callable[..., LlamaCppServing], files: dict[str, Path]
-) -> None:
-    serving = open_engine()
-    serving.publish(files["anna"], ANNA)
+def test_names_that_are_not_published_never_get_the_plain_base(shared: LlamaCppServing) -> None:
+    serving = shared
     with pytest.raises(ServingError, match="not published"):
         serving.generate("emailai-nobody:v1", MESSAGES, GREEDY)
     with pytest.raises(ServingError, match="lower case"):
@@ -349,8 +347,8 @@ def test_engine_leaves_when_its_parent_is_killed(base_gguf: Path, tmp_path: Path
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_engine_answers_nobody_without_its_key(open_engine: Callable[..., LlamaCppServing]) -> None:
-    serving = open_engine()
+def test_engine_answers_nobody_without_its_key(shared: LlamaCppServing) -> None:
+    serving = shared
     serving.base_ready()
     http = serving._process._http  # type: ignore[union-attr]
     assert http.post("/tokenize", json={"content": "x"}, headers={"Authorization": ""}).status_code == 401
@@ -359,13 +357,14 @@ def test_engine_answers_nobody_without_its_key(open_engine: Callable[..., LlamaC
 def test_close_leaves_no_process_and_the_next_request_starts_one(
     open_engine: Callable[..., LlamaCppServing],
 ) -> None:
+    before = engine_processes()
     serving = open_engine()
     serving.base_ready()
-    assert len(children()) == 1
+    assert len(engine_processes() - before) == 1
     serving.close()
-    assert children() == []
+    assert engine_processes() == before
     serving.base_ready()
-    assert len(children()) == 1
+    assert len(engine_processes() - before) == 1
 
 
 def test_missing_base_file_is_named(tmp_path: Path) -> None:
@@ -381,10 +380,11 @@ def test_base_that_does_not_load_says_why(tmp_path: Path) -> None:
 
 
 def test_engine_that_does_not_start_in_time_is_stopped(base_gguf: Path, tmp_path: Path) -> None:
+    before = engine_processes()
     serving = LlamaCppServing(base_gguf, tmp_path / "published", start_timeout_s=0.01)
     with pytest.raises(ServingUnavailable, match=r"within 0\.01 s"):
         serving.base_ready()
-    assert children() == []
+    assert engine_processes() == before
 
 
 def test_answer_that_takes_too_long_is_given_up(open_engine: Callable[..., LlamaCppServing]) -> None:
