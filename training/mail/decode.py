@@ -26,8 +26,8 @@ _MOJIBAKE = re.compile(
 )
 # Some archives put the rule that starts an attachment on the last line of the body.
 _GLUED_ATTACHMENT = re.compile(
-    r"(?<=[^\s=;~_])[ \t]{0,4}(?=[=;~_][=;:.~_* -]{5,80}\s?ATTACHMENT)|"
-    r"(?<=[^\s=]) ?(?=={10,80}\s*(?:ATTACHMENT|\Z))"
+    r"(?<=[^\s=;~_])[ \t]{0,4}(?=[=;~_][=;:.~_* -]{5,80}\s?ATTACH)|"
+    r"(?<=[^\s=]) ?(?=={10,80}\s*(?:ATTACH|\Z))"
 )
 
 
@@ -54,7 +54,7 @@ def normalise_text(text: str) -> str:
         text = _decode_quoted_printable(text)
     if _CONTROL.search(text):
         text = _CONTROL.sub("", text)
-    if "ATTACHMENT" in text or "==========" in text:
+    if "ATTACH" in text or "==========" in text:
         text = _GLUED_ATTACHMENT.sub("\n", text)
     return text
 

@@ -80,7 +80,7 @@ _LABELS = {
     "Attachments|Anlagen|Sensitivity|Message-ID|Delivered-To",
 }
 _LABEL = re.compile(
-    r"\*?(?:" + "|".join(f"(?P<{name}>{words})" for name, words in _LABELS.items()) + r")[ \t]{0,3}\*?[:：]",
+    r"\*?(?:" + "|".join(f"(?P<{name}>{words})" for name, words in _LABELS.items()) + r")[ \t]{0,3}\*?[:：;]",
     re.I,
 )
 _LABEL_FIRST = frozenset("*fvdlersgitaàápkcovbäöoотдк" + "FVDLERSGITAÀÁPKCOVBÄÖOОТДКwWmM")
@@ -359,6 +359,8 @@ def _separator_or_header(
         if found:
             kind = QuoteKind.FORWARD if found["forward"] else None
             return index, _body_after_separator(lines, index), kind
+    elif "----" in line and "Forwarded by " in line:
+        return index, _body_after_separator(lines, index), QuoteKind.FORWARD  # a stray mark before the rule
     elif first in "BFADIV" and _BARE_FORWARD.match(line):
         return index, _body_after_separator(lines, index), QuoteKind.FORWARD
     if first in _LABEL_FIRST:

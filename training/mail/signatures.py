@@ -77,13 +77,13 @@ _LIST_FOOTER = re.compile(
     r"|for more options, visit this group|yahoo! groups (?:sponsor|links)|do you yahoo!\?|get your free"
     r"|get your private, free|free e-?mail from|chat with friends online|join (?:msn|"
     r"the world.s largest e-?mail)"
-    r"|mailing list$|\w[\w.-]{0,60}@[\w.-]{1,60} mailing list|https?://\S{1,200}/(?:listinfo|mailman)\S*"
+    r"|\w[\w.-]{0,60}@[\w.-]{1,60} mailing list|https?://\S{1,200}/(?:listinfo|mailman)\S*"
     r"|message (?:sent|copied)(?: to)?\s?:?[ _~-]*$|message (?:sent|copied) to:",
     re.I,
 )
 # A real rule, or what OCR makes of one ("'=", ";;;;", "~~~").
 _ATTACHMENT = re.compile(
-    r"[=;:~_*\-#.' ]{4,80}\s?ATT ?ACHMENT\b|ATT CREATION TIME/DATE|=+ ?END ATTACHMENT|\[ATTACHMENT\.[A-Z]"
+    r"[=;:~_*\-#.' ]{4,80}\s?ATT ?ACH|ATT CREATION TIME/DATE|=+ ?END ATTACHMENT|\[ATTACHMENT\.[A-Z]"
 )
 _ATTACHMENT_LINE = re.compile(
     r"\s{0,10}(?:<{1,2} ?(?:File|OLE Object|Microsoft \w+)\s?:.{0,200}>{1,2}|\(See attached file: .{1,300}\)"
@@ -178,7 +178,7 @@ def _footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: st
             return "list footer"
     elif first in "-_=*~" and _RULE.match(head):
         below = [lines[own[at]].strip() for at in range(position + 1, min(len(own), position + 5))]
-        if any(_LIST_FOOTER.match(text[:200]) for text in below if text):
+        if any(_LIST_FOOTER.match(text[:200]) or text.endswith("mailing list") for text in below):
             return "list footer"
     return ""
 
