@@ -99,7 +99,7 @@ class CleanedMailbox:
     replaced_secrets: int
     machine_written: bool
     machine_reason: str
-    """One sentence for a person when `machine_written`, else ""."""
+    """Why, as a sentence without its full stop, when `machine_written`; else ""."""
     tails: frozenset[Tail] = field(default_factory=frozenset)
     """The repeated endings that were cut; `clean_mail(mail, tails)` repeats the cut."""
 

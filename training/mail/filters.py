@@ -18,7 +18,7 @@ FILTER_HEADERS = frozenset(
     {
         "auto-submitted", "content-class", "content-type", "feedback-id", "list-id", "list-post",
         "list-unsubscribe", "precedence", "return-path", "x-auto-response-suppress", "x-autoreply",
-        "x-autorespond", "x-failed-recipients", "x-ms-exchange-generated-message-source",
+        "x-autorespond", "x-failed-recipients",
     }
 )  # fmt: skip
 """Lower-case names of the headers that this module reads; a store needs to keep no other."""
@@ -190,7 +190,7 @@ def template_of(text: str) -> str:
 
 
 def find_machine_templates(texts: Sequence[str]) -> tuple[frozenset[str], str]:
-    """Return the templates of a mailbox that a machine wrote, and one sentence why; a person's has none.
+    """Return the templates of a mailbox that a machine wrote, and why; a person's has none.
 
     `texts` are the own words of all mails. Machine-written means: at least 20 mails with text, half of which
     open with one of few templates that ten mails or more share.
@@ -205,5 +205,5 @@ def find_machine_templates(texts: Sequence[str]) -> tuple[frozenset[str], str]:
     return (
         frozenset(shared),
         f"{repeated} of {with_text} mails open with {kinds}, numbers aside (limit {MACHINE_SHARE:.0%}): "
-        "a program wrote this mailbox, not a person. Choose the mailbox the person writes from.",
+        "a program wrote this mailbox, not a person",
     )

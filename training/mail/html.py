@@ -13,7 +13,7 @@ import re
 from lxml import etree, html
 
 # A screen of own words is far below this; libxml2 parses it in about 0.1 s.
-MAX_HTML_CHARS = 1_000_000
+MAX_HTML_CHARS = 500_000
 # Lines, and characters, after which rendering stops: more is never read (see training/mail/decode.py).
 _MAX_LINES = 20_000
 _MAX_CHARS = 100_000
