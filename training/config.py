@@ -19,37 +19,45 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Config):
     """Which mails become examples, and how many are held out."""
 
-    max_mails: int = Field(500, ge=1, le=5000)
+    max_mails: int = Field(default=500, ge=1, le=5000)
     """Newest sent mails that are read (seeds: 100–500)."""
-    min_usable: int = Field(100, ge=10)
+    min_usable: int = Field(default=100, ge=10)
     """Usable mails below which training is refused (seeds: 100 sent mails)."""
-    min_words: int = Field(8, ge=1)
+    min_words: int = Field(default=8, ge=1)
     """Own words below which a mail teaches nothing (Panza drops < 10; real one-liners start at 8)."""
-    max_words: int = Field(2000, ge=50)
+    max_words: int = Field(default=2000, ge=50)
     """Own words above which a text is a document, not a mail."""
-    language: str | None = Field(None, pattern=r"^[a-z]{2}$")
+    language: str | None = Field(default=None, pattern=r"^[a-z]{2}$")
     """ISO 639-1 code to keep, or None for the mailbox's own main languages."""
-    max_context_words: int = Field(120, ge=0)
+    max_context_words: int = Field(default=120, ge=0)
     """Words of the answered message that are shown to the model."""
-    held_out_fraction: float = Field(0.15, gt=0, lt=0.5)
+    held_out_fraction: float = Field(default=0.15, gt=0, lt=0.5)
     """Newest share of the examples that is never trained on (references/voice.md §3)."""
-    min_held_out: int = Field(20, ge=1)
-    max_held_out: int = Field(60, ge=1)
+    min_held_out: int = Field(default=20, ge=1)
+    max_held_out: int = Field(default=60, ge=1)
+
+    @model_validator(mode="after")
+    def _held_out_range(self) -> DataConfig:
+        if self.min_held_out > self.max_held_out:
+            raise ValueError(
+                f"min_held_out {self.min_held_out} is above max_held_out {self.max_held_out}; lower it"
+            )
+        return self
 
 
 class LoraConfig(_Config):
     """The adapter's shape. Defaults: the owner's `lora-config-8b.yaml`."""
 
-    rank: int = Field(16, ge=1, le=256)
-    alpha: float = Field(32, gt=0)
+    rank: int = Field(default=16, ge=1, le=256)
+    alpha: float = Field(default=32, gt=0)
     """Scale is alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski 2023, eq. 8)."""
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: tuple[str, ...] = LINEAR_LAYERS
     use_rslora: bool = False
 
@@ -72,32 +80,34 @@ class TrainConfig(_Config):
     """Key in configs/base_models.yaml that this preset is made for; None fits any."""
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
-    epochs: int = Field(3, ge=1, le=50)
-    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    epochs: int = Field(default=3, ge=1, le=50)
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the rate rises from 0."""
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_seq_tokens: int = Field(1024, ge=64)
-    """Longer prompts lose context from the front of the answered message; longer replies lose their end."""
-    batch_tokens: int = Field(768, ge=64)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_seq_tokens: int = Field(default=1024, ge=64)
+    """Longer prompts lose the middle, where the answered message stands; longer replies lose their end."""
+    batch_tokens: int = Field(default=768, ge=64)
     """Tokens per optimiser step, padding included: about 8 mails of ordinary length."""
     precision: Literal["bf16", "fp32"] = "bf16"
     quantise: Literal["none", "nf4"] = "none"
     """`nf4`: 4-bit base weights by bitsandbytes (QLoRA, Dettmers et al. 2023); for bases that do not fit."""
     gradient_checkpointing: bool = False
     seed: int = 17
-    checkpoint_every_s: float = Field(20.0, gt=0)
+    checkpoint_every_s: float = Field(default=20.0, gt=0)
     """Seconds of training that a crash may lose."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many optimiser steps (smoke tests)."""
-    promote_below: float = Field(0.0, ge=0)
+    promote_below: float = Field(default=0.0, ge=0)
     """Nat per token by which the adapter must beat the base on held-out mail."""
 
 
 def load_train_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """Load a preset by name (`configs/train/<name>.yaml`) or by path, then apply `overrides`.
+
+    An override of one field of a section (`{"lora": {"rank": 8}}`) keeps the section's other fields.
 
     Raises ConfigError naming the file, the field and what is allowed.
     """
@@ -113,7 +123,7 @@ def load_train_config(name_or_path: str, overrides: dict[str, Any] | None = None
         raise ConfigError(f"{path.name} is not readable YAML. Correct the file and run again.") from exc
     if not isinstance(data, dict):
         raise ConfigError(f"{path.name} must hold `key: value` lines, as configs/train/default.yaml does.")
-    return parse_train_config({"name": path.stem, **data, **(overrides or {})}, source=path.name)
+    return parse_train_config(_merge({"name": path.stem, **data}, overrides or {}), source=path.name)
 
 
 def parse_train_config(data: dict[str, Any], *, source: str = "the training configuration") -> TrainConfig:
@@ -126,3 +136,12 @@ def parse_train_config(data: dict[str, Any], *, source: str = "the training conf
         raise ConfigError(
             f"{source}: {field}: {problem['msg']} (value: {problem.get('input')!r:.60})."
         ) from exc
+
+
+def _merge(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return `data` with `overrides` laid over it, section by section."""
+    merged = dict(data)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,107 @@
+"""Presets: what is shipped loads, what is misspelt is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from training.base_models import find_base_model, load_base_models
+from training.config import CONFIGS, TrainConfig, load_train_config, parse_train_config
+from training.errors import ConfigError
+
+PRESETS = sorted((CONFIGS / "train").rglob("*.yaml"))
+
+
+def test_there_are_presets() -> None:
+    assert len(PRESETS) > 0
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_shipped_preset_loads_and_names_a_base_that_exists(path: Path) -> None:
+    preset = load_train_config(path.stem)
+    assert preset.name == path.stem
+    assert preset.base_model is None or find_base_model(preset.base_model).id == preset.base_model
+
+
+def test_every_base_model_loads() -> None:
+    models = load_base_models()
+    assert len(models) > 0
+    assert all(key == model.id for key, model in models.items())
+
+
+def test_an_unknown_base_model_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'marsupilami'.*smollm2-135m"):
+        find_base_model("marsupilami")
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'marsupilami'.*cpu-smoke.*default"):
+        load_train_config("marsupilami")
+
+
+def test_a_preset_by_path_is_named_after_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("epochs: 2\n")
+    preset = load_train_config(str(tmp_path / "mine.yaml"))
+    assert (preset.name, preset.epochs) == ("mine", 2)
+
+
+def test_an_empty_preset_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_train_config(str(tmp_path / "empty.yaml")) == TrainConfig(name="empty")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "epochs: [1\n", "\xff\xfe"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_train_config(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"lora": {"lora_alhpa": 32}}, r"lora\.lora_alhpa"),
+        ({"epoch": 3}, "epoch"),
+        ({"epochs": 0}, "epochs"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"lora": {"alpha": float("inf")}}, r"lora\.alpha"),
+        ({"lora": {"rank": 0}}, r"lora\.rank"),
+        ({"lora": {"dropout": 1.0}}, r"lora\.dropout"),
+        ({"lora": {"target_modules": ["embed_tokens"]}}, "embed_tokens"),
+        ({"lora": {"target_modules": []}}, "target_modules"),
+        ({"schedule": "polynomial"}, "schedule"),
+        ({"data": {"language": "English"}}, r"data\.language"),
+        ({"data": {"min_held_out": 30, "max_held_out": 8}}, r"data: .*30.*max_held_out 8"),
+        ({1: 2}, "1"),
+    ],
+)
+def test_a_wrong_setting_is_named(wrong: dict[Any, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        parse_train_config(wrong)
+
+
+def test_the_message_names_the_file_and_the_value(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("batch_tokens: 7\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: batch_tokens: .*64.*value: 7"):
+        load_train_config(str(tmp_path / "mine.yaml"))
+
+
+def test_an_override_of_one_field_keeps_the_rest_of_its_section() -> None:
+    preset = load_train_config("cpu-smoke")
+    changed = load_train_config("cpu-smoke", {"lora": {"dropout": 0.1}, "epochs": 2})
+    assert changed.lora == preset.lora.model_copy(update={"dropout": 0.1})
+    assert changed == preset.model_copy(update={"epochs": 2, "lora": changed.lora})
+
+
+def test_a_loaded_preset_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        load_train_config("default").epochs = 9  # type: ignore[misc]
+
+
+def test_a_preset_survives_the_job_row() -> None:
+    preset = load_train_config("llama-3.1-8b")
+    assert parse_train_config(preset.model_dump(mode="json")) == preset
