@@ -251,7 +251,7 @@ def _report(
     config: DataConfig,
 ) -> DataReport:
     usable = len(cleaned.mails)
-    eligible = usable >= config.min_usable and not cleaned.machine_written
+    eligible = usable >= config.min_usable and not cleaned.machine_written and bool(held_out)
     return DataReport(
         sent=sent,
         usable=usable,
@@ -262,12 +262,12 @@ def _report(
         held_out=len(held_out),
         own_words=sum(len(e.output.split()) for e in (*train, *held_out)),
         eligible=eligible,
-        reason=_sentence(sent, read, usable, cleaned, config, eligible),
+        reason=_sentence(sent, read, usable, cleaned, config, bool(held_out)),
     )
 
 
 def _sentence(
-    sent: int, read: int, usable: int, cleaned: CleanedMailbox, config: DataConfig, eligible: bool
+    sent: int, read: int, usable: int, cleaned: CleanedMailbox, config: DataConfig, provable: bool
 ) -> str:
     """Say in one sentence what was found and, when it is not enough, what is missing."""
     if sent == 0:
@@ -277,13 +277,18 @@ def _sentence(
         )
     mails = "1 sent mail" if sent == 1 else f"{sent} sent mails"
     newest = f" (the newest {read} were read)" if read < sent else ""
-    if eligible:
-        return f"{usable} of {read} sent mails are usable{newest}; {config.min_usable} are needed."
     if cleaned.machine_written:
         return (
             f"You have {mails}{newest}, but they look written by a machine, not by a person: "
             f"{cleaned.machine_reason}."
         )
+    if usable >= config.min_usable and not provable:
+        return (
+            f"{usable} of {read} sent mails are usable{newest}, but one conversation holds most of them: "
+            "no other can be held out to prove an adapter on. Import mail from more conversations."
+        )
+    if usable >= config.min_usable:
+        return f"{usable} of {read} sent mails are usable{newest}; {config.min_usable} are needed."
     top = sorted(cleaned.dropped.items(), key=lambda item: -item[1])[:3]
     causes = ", ".join(f"{n} {'is' if n == 1 else 'are'} {_adjective(r)}" for r, n in top)
     found = f"{config.min_usable} usable ones are needed, {usable} {'was' if usable == 1 else 'were'} found"
@@ -292,22 +297,23 @@ def _sentence(
 
 
 def _adjective(reason: DropReason) -> str:
+    """Return words that follow both "1 is" and "121 are"."""
     return {
         DropReason.EMPTY: "empty",
-        DropReason.AUTO_REPLY: "automatic replies",
-        DropReason.BOUNCE: "delivery reports",
-        DropReason.CALENDAR: "calendar notices",
+        DropReason.AUTO_REPLY: "automatic",
+        DropReason.BOUNCE: "from a mail server",
+        DropReason.CALENDAR: "from a calendar",
         DropReason.MACHINE: "written by a machine",
         DropReason.LIST: "sent by a mailing list",
         DropReason.AI_GENERATED: "drafted by the AI",
-        DropReason.FORWARD_ONLY: "forwards without words of yours",
-        DropReason.QUOTE_ONLY: "quotes without words of yours",
+        DropReason.FORWARD_ONLY: "forwarded without words of yours",
+        DropReason.QUOTE_ONLY: "quoted without words of yours",
         DropReason.UNCLEAR_QUOTE: "mixed with quotes that cannot be told apart",
         DropReason.TOO_SHORT: "too short",
-        DropReason.TOO_LONG: "too long to be mails",
+        DropReason.TOO_LONG: "too long for a mail",
         DropReason.WRONG_LANGUAGE: "in another language",
-        DropReason.NEAR_DUPLICATE: "near-duplicates",
-        DropReason.SECRET: "mostly secrets",
+        DropReason.NEAR_DUPLICATE: "nearly the same as another",
+        DropReason.SECRET: "mostly secret",
     }[reason]
 
 
