@@ -32,12 +32,21 @@ def decide(
     if current is not None:
         numbers["heldOutNllCurrent"] = nll_current
     measured = f"{nll_base:.2f} → {nll_candidate:.2f} nat per token on {len(candidate)} held-out mails"
-    if len(candidate) < MIN_HELD_OUT or not math.isfinite(gain):
+    # NaN is no JSON, and PostgreSQL refuses it.
+    numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    if len(candidate) < MIN_HELD_OUT:
         return GateDecision(
             outcome=Outcome.NOT_PROVEN,
             reason=f"Not proven: {len(candidate)} held-out mails are too few to measure anything "
             f"({MIN_HELD_OUT} are needed).",
-            numbers={k: v for k, v in numbers.items() if math.isfinite(v)},
+            numbers=numbers,
+        )
+    if not math.isfinite(gain):
+        return GateDecision(
+            outcome=Outcome.NOT_PROVEN,
+            reason=f"Not proven: the loss on {len(candidate)} held-out mails is not a number "
+            f"({measured}). Lower learning_rate and train again.",
+            numbers=numbers,
         )
     if gain <= config.promote_below:
         return GateDecision(
@@ -53,7 +62,13 @@ def decide(
             f"token on {len(candidate)} held-out mails (allowed: {MAX_LOSS_TO_CURRENT:g} worse).",
             numbers=numbers,
         )
-    against = "the base" if current is None else "the base and is no worse than the adapter in use"
+    against = "the base"
+    if current is not None:
+        against += (
+            " and is no worse than the adapter in use"
+            if math.isfinite(nll_current)
+            else " (the adapter in use gives no measurable loss)"
+        )
     return GateDecision(
         outcome=Outcome.PROMOTED,
         reason=f"The adapter predicts the user's own replies better than {against}: {measured}.",
