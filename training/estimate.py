@@ -20,7 +20,10 @@ def estimate_training(
 ) -> Estimate:
     """Estimate one training of `examples` at a device's measured rate (prompt + reply tokens a second)."""
     per_epoch = sum(
-        TEMPLATE_TOKENS + (len(e.instruction) + len(e.input) + len(e.output)) / CHARACTERS_PER_TOKEN
+        min(
+            TEMPLATE_TOKENS + (len(e.instruction) + len(e.input) + len(e.output)) / CHARACTERS_PER_TOKEN,
+            config.max_seq_tokens,  # what exceeds it is cut before training
+        )
         for e in examples
     )
     tokens = per_epoch * config.epochs
