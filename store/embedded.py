@@ -99,6 +99,8 @@ def stop(home: Path) -> bool:
                     f"See {data / 'log'}."
                 )
             time.sleep(0.05)
+        if (sockets := _socket_folder(data)) != data:
+            shutil.rmtree(sockets, ignore_errors=True)
     return True
 
 

@@ -25,7 +25,13 @@ def postgres() -> Iterator[str]:
     # user, which would shut a server that runs as another system user out of its data.
     home = Path(tempfile.mkdtemp(prefix="ownvoice-tests-"))
     try:
-        yield embedded.start(home)
+        url = embedded.start(home)
+        with psycopg.connect(url, autocommit=True) as connection:
+            # CREATE and DROP DATABASE wait for the disk otherwise, and nothing here must survive a crash.
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+            connection.execute("SELECT pg_reload_conf()")
+        yield url
     finally:
         embedded.stop(home)
         shutil.rmtree(home, ignore_errors=True)
@@ -33,7 +39,7 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres: str) -> str:
-    """Name of a database with all migrations applied, to copy from (40 ms instead of 150 ms a test)."""
+    """Name of a database with all migrations applied, to copy from."""
     with open_database(embedded.ensure_database(postgres, "template_ownvoice")) as db:
         migrate(db)
     return "template_ownvoice"

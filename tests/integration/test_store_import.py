@@ -187,9 +187,7 @@ def test_jsonl_lines_are_the_persons_and_the_dominant_sender_becomes_an_alias(
     assert import_mailbox(db, anna, path).aliases_added == ()
 
 
-def test_jsonl_of_names_makes_the_usual_spelling_an_alias(
-    db: Database, anna: User, tmp_path: Path
-) -> None:
+def test_jsonl_of_names_makes_the_usual_spelling_an_alias(db: Database, anna: User, tmp_path: Path) -> None:
     path = tmp_path / "box.jsonl"
     names = ["Anna B.", "Anna B.", "Anna 8.", "Anna <Anna>", "<>", None, 7]
     path.write_bytes(jsonl(*(line(n, name) for n, name in enumerate(names))))
