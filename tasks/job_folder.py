@@ -40,18 +40,22 @@ class JobFolder:
     """One job's files. Every method raises StorageError with the file's name when storage fails."""
 
     def __init__(self, storage_url: str, job_id: str) -> None:
-        if not job_id or not all(c.isalnum() or c in "-_" for c in job_id):
+        if not job_id or not all((c.isascii() and c.isalnum()) or c in "-_" for c in job_id):
             raise StorageError(f"{job_id!r:.40} is not a job id; no folder is made for it.")
         self.storage_url = storage_url
         self.job_id = job_id
-        self.fs, root = fsspec.core.url_to_fs(storage_url)
+        with self._storage("the storage"):
+            # A remembered listing would hide what the other side of the job has written since, the cancel
+            # marker above all.
+            self.fs, root = fsspec.core.url_to_fs(storage_url, use_listings_cache=False)
         self.path = str(PurePosixPath(root) / "jobs" / job_id)
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     @property
     def url(self) -> str:
         """The folder's address as other processes find it."""
-        return f"{self.storage_url.rstrip('/')}/jobs/{self.job_id}"
+        between = "" if self.storage_url.endswith("/") else "/"
+        return f"{self.storage_url}{between}jobs/{self.job_id}"
 
     def create(self) -> None:
         with self._storage("the job folder"):
@@ -73,12 +77,15 @@ class JobFolder:
         with self._storage(name):
             target = f"{self.path}/{name}"
             if self.is_local:
-                aside = f"{self.path}/.{name}.{os.getpid()}"
-                with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
-                    handle.write(text.encode("utf-8"))
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                os.replace(aside, target)
+                aside = Path(f"{self.path}/.{name}.{os.getpid()}")
+                try:
+                    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
+                        handle.write(text.encode("utf-8"))
+                        handle.flush()
+                        os.fsync(handle.fileno())
+                    aside.replace(target)
+                finally:
+                    aside.unlink(missing_ok=True)  # a full disk must not leave half a data set behind
             else:
                 self.fs.pipe_file(target, text.encode("utf-8"))
 

@@ -130,7 +130,8 @@ def require_enough(report: DataReport, config: DataConfig) -> None:
 
 def make_example(mail: CleanMail, config: DataConfig) -> Example:
     """Turn one cleaned mail into an example: the instruction says what the app would have asked."""
-    context = _first_words(mail.answered_text, config.max_context_words)
+    # A forward quotes a message too, but its author answers nobody.
+    context = _first_words(mail.answered_text, config.max_context_words) if mail.is_reply else ""
     about = f" about: {mail.subject}" if mail.subject else ""
     if context:
         instruction = "Write a reply to the email below" + (

@@ -57,6 +57,11 @@ def export_gguf(adapter_dir: Path, base: BaseModel, base_config: dict[str, Any],
             a, b = factors[module]["A"], factors[module]["B"]
             kind = re.sub(r"^model\.layers\.\d+\.", "", module)
             if base.permute_qk and kind in PERMUTED:
+                if b.shape[0] % (2 * heads[PERMUTED[kind]]):
+                    raise AdapterRefused(
+                        f"{module} has {b.shape[0]} rows, which {heads[PERMUTED[kind]]} heads do not divide; "
+                        f"the adapter is not for {base.id}."
+                    )
                 b = permute_rows(b, heads[PERMUTED[kind]])
             name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
             if name is None:
@@ -106,12 +111,20 @@ def _read_config(adapter_dir: Path) -> dict[str, Any]:
 
 def _refuse_unsupported(config: dict[str, Any]) -> None:
     """Refuse what llama.cpp's adapter loader would reject or, worse, ignore."""
+    # `init_lora_weights` may also be False or "gaussian"; these change the base's own weights as well.
+    if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise AdapterRefused(
+            f"An adapter initialised by {config['init_lora_weights']} fits a changed base, not the served "
+            "one. Set init_lora_weights to true and train again."
+        )
     reasons = {
         "use_dora": "DoRA's magnitude vectors",
         "modules_to_save": "fully trained modules",
         "trainable_token_indices": "new token embeddings",
         "target_parameters": "expert parameters",
         "lora_bias": "trained biases",
+        "layer_replication": "repeated layers",
+        "alora_invocation_tokens": "activation by a phrase",
     }
     for key, what in reasons.items():
         if config.get(key):
@@ -159,10 +172,13 @@ def _read_factors(adapter_dir: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def _alpha(config: dict[str, Any]) -> float:
     """Return the file's alpha: the engine divides it by the rank; rsLoRA wants division by its root."""
-    alpha, rank = float(config["lora_alpha"]), int(config["r"])
-    if alpha <= 0:
+    try:
+        alpha, rank = float(config["lora_alpha"]), int(config["r"])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise AdapterRefused("adapter_config.json lacks lora_alpha or r; train the adapter again.") from exc
+    if not 0 < alpha < math.inf or rank < 1:
         # The loader takes 0 as "scale 1", which is not what the training meant.
-        raise AdapterRefused(f"lora_alpha is {alpha:g}; it must be above 0.")
+        raise AdapterRefused(f"lora_alpha is {alpha:g} and r is {rank}; both must be above 0.")
     return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 
 
@@ -174,7 +190,7 @@ def _rank_fold(config: dict[str, Any], module: str, a: np.ndarray) -> float:
     rank = a.shape[0]
     alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
     wanted = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return wanted / (_alpha(config) / rank)
+    return float(wanted / (_alpha(config) / rank))
 
 
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:

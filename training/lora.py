@@ -105,9 +105,12 @@ def train_adapter(
     Raises:
         TrainingDiverged: the loss became NaN, exploded, or did not fall over the whole run.
         TrainingCancelled: `should_stop` said so; it is asked before every step.
+        ConfigError: there are no examples.
     """
     from peft import LoraConfig, get_peft_model
 
+    if not examples:
+        raise ConfigError("There are no examples to train on; an adapter needs at least 1.")
     torch.manual_seed(config.seed)
     model = get_peft_model(
         base.model,
@@ -125,7 +128,7 @@ def train_adapter(
         speed_up(model)
         if config.gradient_checkpointing:
             model.enable_input_require_grads()
-            base.model.gradient_checkpointing_enable()
+            base.model.activation_checkpointing_enable()
         model.train()
 
         batches = [
@@ -139,7 +142,7 @@ def train_adapter(
         optimiser = torch.optim.AdamW(
             [weights.master], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        state = _RunState(out_dir / "checkpoint", fingerprint(config, examples))
+        state = _RunState(out_dir / "checkpoint", fingerprint(config, examples, base.info))
         first_step = state.resume(weights, optimiser)
 
         started = saved = time.monotonic()
@@ -174,6 +177,7 @@ def train_adapter(
                     )
                 )
         _stop_if_flat(state.losses)
+        _stop_if_broken(weights.master, state.losses)
         seconds = state.seconds + time.monotonic() - started
         tokens = state.tokens + session_tokens
 
@@ -207,10 +211,14 @@ def train_adapter(
 def restore_base(model: PeftModel, base: LoadedBase) -> None:
     """Take the adapter off, so that the base is what it was for the next job of the cohort."""
     model.unload()  # type: ignore[no-untyped-call, operator]
+    if base.model.is_gradient_checkpointing:
+        base.model.activation_checkpointing_disable()
+        base.model.disable_input_require_grads()
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         if attribute in base.model.__dict__:
             delattr(base.model, attribute)
     base.model.requires_grad_(False)
+    base.model.eval()
 
 
 def plan_epoch(examples: Sequence[EncodedExample], batch_tokens: int, seed: int) -> list[list[int]]:
@@ -257,7 +265,9 @@ def pad_batch(
     the position that predicts it and the token itself, each `(reply tokens,)`."""
     longest = max(len(example.input_ids) for example in batch)
     ids = torch.zeros((len(batch), longest), dtype=torch.long)
-    rows, columns, targets = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
     for row, example in enumerate(batch):
         length = len(example.input_ids)
         ids[row, :length] = torch.tensor(example.input_ids)
@@ -278,11 +288,13 @@ def reply_hidden_states(
     return hidden[rows.to(hidden.device), columns.to(hidden.device)], targets.to(hidden.device), rows
 
 
-def fingerprint(config: TrainConfig, examples: Sequence[EncodedExample]) -> str:
-    """Return what a checkpoint must match to be resumed: the recipe and the exact token ids."""
+def fingerprint(config: TrainConfig, examples: Sequence[EncodedExample], info: base_models.BaseModel) -> str:
+    """Return what a checkpoint must match to be resumed: the base, the recipe and the exact token ids."""
     import hashlib
 
     digest = hashlib.sha256(config.model_dump_json(exclude={"checkpoint_every_s", "name"}).encode())
+    # Two bases may share a tokenizer (Llama-3.1-8B and -70B do), so the token ids do not tell them apart.
+    digest.update(repr((info.id, info.revision)).encode())
     for example in examples:
         digest.update(repr((example.input_ids, example.prompt_length)).encode())
     return digest.hexdigest()
@@ -375,7 +387,7 @@ class _RunState:
         except Exception:
             # Torn or foreign file: starting over is always right, only slower.
             return 0
-        if saved.get("fingerprint") != self.fingerprint:
+        if not isinstance(saved, dict) or saved.get("fingerprint") != self.fingerprint:
             return 0
         with torch.no_grad():
             weights.master.copy_(saved["master"])
@@ -459,6 +471,17 @@ def _stop_if_flat(losses: Sequence[float]) -> None:
             f"The loss did not fall: {_mean(losses[:quarter]):.2f} nat per token at the start, "
             f"{_mean(losses[-quarter:]):.2f} at the end of {len(losses)} steps. "
             "Raise learning_rate and train again.",
+            step=len(losses),
+            loss=losses[-1],
+        )
+
+
+def _stop_if_broken(weights: torch.Tensor, losses: Sequence[float]) -> None:
+    """The last step's own update is seen by no later loss."""
+    if not torch.isfinite(weights).all():
+        raise TrainingDiverged(
+            f"The weights are no longer finite after step {len(losses)}, the last one. "
+            "Lower learning_rate and train again.",
             step=len(losses),
             loss=losses[-1],
         )

@@ -1,0 +1,164 @@
+"""The plan of a run: batches, learning rate, and when a run counts as lost."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from tests.bases import tiny_base_model
+from training.config import TrainConfig
+from training.dataset import EncodedExample
+from training.errors import TrainingDiverged
+from training.lora import (
+    EXPLODED,
+    _stop_if_broken,
+    _stop_if_diverged,
+    _stop_if_flat,
+    fingerprint,
+    pad_batch,
+    plan_epoch,
+    rate_factor,
+)
+
+
+def of_lengths(lengths: list[int]) -> list[EncodedExample]:
+    return [EncodedExample(f"m{n}", "t", tuple(range(length)), 1) for n, length in enumerate(lengths)]
+
+
+LENGTHS = [random.Random(1).randrange(2, 400) for _ in range(150)]
+
+
+# ---- batches ---------------------------------------------------------------------------------------
+
+
+def test_every_example_is_in_exactly_one_batch() -> None:
+    batches = plan_epoch(of_lengths(LENGTHS), 768, seed=17)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(LENGTHS)))
+
+
+def test_no_batch_exceeds_its_tokens_with_padding() -> None:
+    for batch in plan_epoch(of_lengths(LENGTHS), 768, seed=17):
+        assert len(batch) == 1 or len(batch) * max(LENGTHS[index] for index in batch) <= 768
+
+
+def test_an_example_longer_than_the_budget_is_a_batch_of_its_own() -> None:
+    batches = plan_epoch(of_lengths([2000, 5, 5, 1500]), 768, seed=17)
+    assert {frozenset(batch) for batch in batches} == {frozenset({0}), frozenset({3}), frozenset({1, 2})}
+
+
+def test_similar_lengths_share_a_batch() -> None:
+    padded = sum(
+        len(batch) * max(LENGTHS[index] for index in batch)
+        for batch in plan_epoch(of_lengths(LENGTHS), 768, seed=17)
+    )
+    assert padded < 1.25 * sum(LENGTHS)
+
+
+def test_the_seed_decides_the_plan_and_each_epoch_has_another() -> None:
+    plan = plan_epoch(of_lengths(LENGTHS), 768, seed=17)
+    other = plan_epoch(of_lengths(LENGTHS), 768, seed=18)
+    assert plan == plan_epoch(of_lengths(LENGTHS), 768, seed=17)
+    assert {frozenset(batch) for batch in plan} != {frozenset(batch) for batch in other}
+
+
+def test_nothing_makes_no_batches() -> None:
+    assert plan_epoch([], 768, seed=17) == []
+
+
+def test_padding_is_on_the_right_and_each_reply_token_has_its_predictor() -> None:
+    import torch
+
+    batch = [EncodedExample("a", "t", (5, 6, 7, 8), 2), EncodedExample("b", "t", (9, 10), 1)]
+    ids, rows, columns, targets = pad_batch(batch, torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
+    assert list(zip(rows.tolist(), columns.tolist(), targets.tolist(), strict=True)) == [
+        (0, 1, 7),
+        (0, 2, 8),
+        (1, 0, 10),
+    ]
+
+
+# ---- learning rate ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_rate_rises_then_never_rises_again_and_never_ends_at_zero(schedule: str) -> None:
+    config = TrainConfig.model_validate({"schedule": schedule, "warmup_fraction": 0.1})
+    rates = [rate_factor(step, 100, config) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10]) and 0 < rates[0] < rates[9] < 1
+    assert rates[10] == 1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] > 0
+
+
+def test_half_way_down() -> None:
+    for schedule, expected in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
+        config = TrainConfig.model_validate({"schedule": schedule, "warmup_fraction": 0})
+        assert rate_factor(50, 100, config) == pytest.approx(expected)
+    config = TrainConfig(schedule="cosine", warmup_fraction=0)
+    assert rate_factor(25, 100, config) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
+    assert rate_factor(0, 10, TrainConfig(warmup_fraction=0)) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_a_very_short_run_still_moves(steps: int) -> None:
+    assert all(rate_factor(step, steps, TrainConfig()) > 0 for step in range(steps))
+
+
+# ---- divergence ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_a_number_stops_at_its_step(loss: float) -> None:
+    with pytest.raises(TrainingDiverged, match="at step 3") as stop:
+        _stop_if_diverged([3.0, 2.9, loss])
+    assert stop.value.step == 3
+
+
+def test_an_exploding_loss_stops_with_both_means() -> None:
+    with pytest.raises(TrainingDiverged, match=r"from 3\.00 to 5\.50 nat per token by step 9"):
+        _stop_if_diverged([3.0] * 4 + [4.0] + [5.5] * 4)
+
+
+def test_one_bad_batch_and_a_slow_start_are_no_divergence() -> None:
+    _stop_if_diverged([3.0] * 7 + [3.0 + 3.9 * EXPLODED])
+    _stop_if_diverged([3.0, 9.0])
+    _stop_if_diverged([3.0] * 4 + [3.0 + EXPLODED] * 4)
+
+
+def test_a_loss_that_never_fell_is_refused_at_the_end() -> None:
+    with pytest.raises(TrainingDiverged, match=r"3\.00 nat per token at the start, 3\.00 at the end of 20"):
+        _stop_if_flat([3.0] * 20)
+    _stop_if_flat([3.0] * 10 + [2.99] * 10)
+    _stop_if_flat([3.0] * 19)
+
+
+def test_weights_broken_by_the_last_step_are_refused() -> None:
+    import torch
+
+    _stop_if_broken(torch.zeros(3), [3.0])
+    with pytest.raises(TrainingDiverged, match="step 2, the last one") as stop:
+        _stop_if_broken(torch.tensor([0.0, math.nan]), [3.0, 2.9])
+    assert (stop.value.step, stop.value.loss) == (2, 2.9)
+
+
+# ---- what a checkpoint must match ------------------------------------------------------------------
+
+
+def test_a_fingerprint_changes_with_base_recipe_and_examples_and_with_nothing_else() -> None:
+    config, examples, base = TrainConfig(), of_lengths([3, 4]), tiny_base_model()
+    same = TrainConfig(name="renamed", checkpoint_every_s=1)
+    reference = fingerprint(config, examples, base)
+    assert fingerprint(same, examples, base) == reference
+    for other in (
+        fingerprint(TrainConfig(learning_rate=1e-3), examples, base),
+        fingerprint(config, of_lengths([3, 5]), base),
+        fingerprint(config, [EncodedExample("m0", "t", (0, 1, 2), 2), examples[1]], base),
+        fingerprint(config, examples, tiny_base_model(id="another")),
+    ):
+        assert other != reference
