@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from store.mail import REPLY_PREFIX, join_addresses
 
-MAX_MESSAGE_BYTES = 200 * 1024 * 1024
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 """Providers refuse larger mail (Gmail 25 MB, Outlook 20 MB before encoding): it is no letter."""
 MAX_BODY_BYTES = 1024 * 1024
 """Of one text part, before decoding; no mail that a person writes is longer."""
