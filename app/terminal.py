@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from rich.table import Table
 from rich.text import Text
 
-from training.schemas import DataReport, ImportReport, Job, JobEvent, JobStatus, Outcome
+from training.schemas import DataReport, EventLevel, ImportReport, Job, JobEvent, JobStatus, Outcome
 
 console = Console()
 errors = Console(stderr=True)
@@ -79,7 +79,7 @@ def steps(title: str) -> Iterator[Callable[[str, str], None]]:
         def on_progress(step: str, state: str) -> None:
             if step not in console_lines:
                 console_lines[step] = progress.add_task(step, total=1, state=state)  # type: ignore[assignment]
-            done = 1 if not state.startswith(("starting", "waiting")) else 0
+            done = 0 if state.startswith(("starting", "waiting", "registering", "stopping")) else 1
             progress.update(console_lines[step], state=state, completed=done)  # type: ignore[arg-type]
 
         yield on_progress
@@ -101,7 +101,7 @@ def job_bar() -> Iterator[Callable[[Job, list[JobEvent]], None]]:
 
         def on_change(job: Job, events: list[JobEvent]) -> None:
             for event in events:
-                if event.type == "message":
+                if event.type == "message" and event.level is not EventLevel.INFO:
                     progress.console.print(Text(event.message), style="yellow")
             found = next((e.data for e in reversed(events) if e.type == "metrics" and "step" in e.data), None)
             if found:

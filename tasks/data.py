@@ -49,6 +49,7 @@ def prepare_data(job_id: str) -> DataReport:
         folder.write_text(HELD_OUT, to_jsonl(prepared.held_out))
         # Written last: its presence says that the data set is whole.
         folder.write_json(REPORT, report.to_json_dict())
+    jobs.add_event(db, job_id, report.reason)
     get_run_logger().info(
         "%d usable of %d sent: %d train, %d held out", report.usable, sent, report.train, report.held_out
     )

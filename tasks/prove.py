@@ -47,6 +47,7 @@ def evaluate_adapter(job_id: str) -> GateDecision:
             + f"\n\nCost: ${job.actual_cost or 0:.4f} (estimated ${job.estimated_cost or 0:.4f}).",
             description="Does the adapter go live?",
         )
+    jobs.add_event(db, job_id, decision.reason)
     get_run_logger().info("%s: %s", decision.outcome, decision.reason)
     return decision
 

@@ -64,6 +64,7 @@ def publish_adapter(job_id: str) -> Published:
             jobs.record(db, job_id, model_name=name)
             engine.verify(name, published.digest)
             _require_same_prompt(engine, template)
+    jobs.add_event(db, job_id, f"Published and verified {name} on {published.engine}")
     get_run_logger().info("published %s on %s", name, published.engine)
     return published
 

@@ -465,3 +465,14 @@ def test_real_mailboxes_keep_their_shape(user: str) -> None:
     assert cleaned.machine_written is machine
     marks = ("-----Original Message", "Forwarded by ", "\nTo: ", "\n> ")
     assert not [each.id for each in cleaned.mails if any(mark in each.own_words for mark in marks)]
+
+
+def test_a_calendar_part_with_a_method_is_the_calendars_own_mail() -> None:
+    words = "You are invited to the launch of the cutter on Saturday at ten, bring boots"
+    assert clean(words, headers={"x-ownvoice-calendar": "REQUEST"}).drop is DropReason.CALENDAR
+    assert clean(words, headers={"x-ownvoice-calendar": "NONE"}).drop is None
+
+
+def test_a_signature_that_begins_the_body_is_no_text_of_its_own() -> None:
+    text = "-- \nAnna Smith, builder of boats of every kind since 1997\nThe Slip, Wexmouth, by the old harbour"
+    assert clean(text).own_words == ""

@@ -80,8 +80,11 @@ def split(threads: list[str], **changes: object) -> tuple[list[str], list[str]]:
         ({"subject": "Boat"}, "Write an email about: Boat"),
         ({"is_reply": True}, "Write a reply."),
         ({"is_reply": True, "subject": "Boat"}, "Write a reply about: Boat"),
-        ({"answered": "When?"}, "Write a reply to the email below."),
-        ({"answered": "When?", "subject": "Boat"}, "Write a reply to the email below, subject: Boat"),
+        ({"is_reply": True, "answered": "When?"}, "Write a reply to the email below."),
+        (
+            {"is_reply": True, "answered": "When?", "subject": "Boat"},
+            "Write a reply to the email below, subject: Boat",
+        ),
     ],
 )
 def test_the_instruction_says_what_the_app_would_ask(fields: dict[str, object], instruction: str) -> None:
@@ -89,6 +92,11 @@ def test_the_instruction_says_what_the_app_would_ask(fields: dict[str, object], 
     assert example.instruction == instruction
     assert example.input == fields.get("answered", "")
     assert example.output == "I will bring the boat on Friday, as we said."
+
+
+def test_a_forward_answers_nobody() -> None:
+    example = make_example(mail(1, answered="When?", subject="Boat"), DEFAULT)
+    assert (example.instruction, example.input) == ("Write an email about: Boat", "")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,7 @@ def test_the_instruction_says_what_the_app_would_ask(fields: dict[str, object], 
 )
 def test_context_is_cut_after_so_many_words_and_keeps_its_lines(limit: int, kept: str) -> None:
     text = "\n one two  three\nfour five\n\nsix\n"
-    example = make_example(mail(1, answered=text), DataConfig(max_context_words=limit))
+    example = make_example(mail(1, answered=text, is_reply=True), DataConfig(max_context_words=limit))
     assert example.input.split() == kept.split()
     assert example.input.count("\n") == kept.count("\n")
 

@@ -18,10 +18,13 @@ FILTER_HEADERS = frozenset(
     {
         "auto-submitted", "content-class", "content-type", "feedback-id", "list-id", "list-post",
         "list-unsubscribe", "precedence", "return-path", "x-auto-response-suppress", "x-autoreply",
-        "x-autorespond", "x-failed-recipients",
+        "x-autorespond", "x-failed-recipients", "x-ownvoice-calendar",
     }
 )  # fmt: skip
 """Lower-case names of the headers that this module reads; a store needs to keep no other."""
+
+_CALENDAR_METHODS = frozenset({"request", "reply", "cancel", "counter", "declinecounter", "refresh", "add"})
+"""RFC 5546 methods that calendars send by themselves; PUBLISH is a file for everybody."""
 
 _AUTO_REPLY_SUBJECT = re.compile(
     r"\s{0,9}(?:auto(?:matic)?[- ]?(?:reply|response|antwort)|out[ -]of[ -](?:the[ -])?office|autosvar|"
@@ -109,6 +112,9 @@ def _drop_by_fields(headers: dict[str, str], sender: str) -> DropReason | None:
     if field("return-path") == "<>":
         return DropReason.BOUNCE
     if content_type.startswith("text/calendar") or "calendarmessage" in field("content-class"):
+        return DropReason.CALENDAR
+    # Written by our importer: the method of a calendar part. An .ics that a person attached has none.
+    if field("x-ownvoice-calendar") in _CALENDAR_METHODS:
         return DropReason.CALENDAR
     submitted = field("auto-submitted").split(";")[0].strip()
     if submitted and submitted != "no":

@@ -136,7 +136,7 @@ def count_kept(lines: Sequence[str], own: Sequence[int]) -> tuple[int, str]:
         line = lines[index].strip()
         if not line:
             continue
-        if position and line == "--" and _lines_left(lines, own, position + 1) <= _MAX_SIGNATURE_LINES:
+        if line == "--" and _lines_left(lines, own, position + 1) <= _MAX_SIGNATURE_LINES:
             kept, reason = position, "signature"
             break
         footer = _footer_at(lines, own, position, line)
