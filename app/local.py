@@ -459,7 +459,7 @@ class _Start:
     def _gpu_environment(self) -> dict[str, str]:
         """A list of what passes, not of what is held back: the next secret must not slip through."""
         passed = {key: value for key, value in os.environ.items() if _passes_to_gpu(key)}
-        return passed | self._worker_environment()
+        return passed | self._worker_environment() | {"OWNVOICE_ENV_FILE": ""}
 
     # ---- processes ---------------------------------------------------------------------------------
 

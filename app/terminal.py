@@ -189,8 +189,8 @@ def show_data_report(report: DataReport) -> None:
 
 
 def show_jobs(found: list[Job]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", "version", "status", "outcome", "loss", "created"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("job", "", "status", "outcome", "loss", "created"):
         table.add_column(name, no_wrap=True)
     for job in found:
         status = _status(job) if job.status.is_final else Text(f"{job.status} {job.progress:.0f} %", "cyan")
@@ -205,17 +205,17 @@ def show_job(job: Job, events: list[JobEvent]) -> None:
     table.add_column(overflow="fold")
     metrics = job.metrics
     size = f"{job.adapter_size / 1e6:.1f} MB" if job.adapter_size else ""
-    rate = f"{metrics.train_tokens_per_second:.0f} tokens/s" if metrics.train_tokens_per_second else ""
+    rate = f"{metrics.train_tokens_per_second:.0f} a second" if metrics.train_tokens_per_second else ""
+    trained = (
+        f"{job.training_emails or 0} mails, {metrics.steps} steps, {metrics.train_tokens:,} tokens {rate}"
+    )
     rows: list[tuple[str, str | Text]] = [
         ("job", job.id),
         ("user", job.user_id),
         ("status", _status(job)),
         ("outcome", f"{job.outcome or ''}  {metrics.gate}".strip()),
         ("held-out loss", _losses(job)),
-        (
-            "training",
-            f"{job.training_emails or 0} mails, {metrics.steps} steps, {metrics.train_tokens:,} tokens  {rate}",
-        ),
+        ("training", trained),
         ("adapter", f"version {job.version}  {job.model_name or ''}  {size}".strip()),
         ("base model", job.base_model),
         ("seconds", "  ".join(f"{stage} {seconds:.1f}" for stage, seconds in job.timings.items())),

@@ -39,8 +39,8 @@ def start_job(
     base = find_base_model(session.settings.base_model)
     if chosen.base_model not in (None, base.id):
         raise ConfigError(
-            f"The preset {chosen.name} is made for {chosen.base_model}, but OWNVOICE_BASE_MODEL is {base.id}. "
-            "Choose another preset or base model."
+            f"The preset {chosen.name} is made for {chosen.base_model}, but OWNVOICE_BASE_MODEL is "
+            f"{base.id}. Choose another preset or base model."
         )
     orchestrator = session.orchestrator
     job = jobs.create_job(

@@ -127,7 +127,6 @@ def train_adapter(
     try:
         speed_up(model)
         if config.gradient_checkpointing:
-            model.enable_input_require_grads()
             base.model.activation_checkpointing_enable()
         model.train()
 
@@ -211,7 +210,7 @@ def train_adapter(
 def restore_base(model: PeftModel, base: LoadedBase) -> None:
     """Take the adapter off, so that the base is what it was for the next job of the cohort."""
     model.unload()  # type: ignore[no-untyped-call, operator]
-    if base.model.is_gradient_checkpointing:
+    if base.model.is_activation_checkpointing:
         base.model.activation_checkpointing_disable()
         base.model.disable_input_require_grads()
     for attribute in ("peft_config", "_hf_peft_config_loaded"):

@@ -26,7 +26,7 @@ def _names(*names: str) -> AliasChoices:
 class Settings(BaseSettings):
     """Where things are. `load_settings()` is the only constructor that other code calls."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file=".env")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     home: Path = Field(PROJECT_ROOT / ".ownvoice", validation_alias=_names("OWNVOICE_HOME"))
     """Folder of everything embedded: database, storage, adapters, logs."""
@@ -88,7 +88,8 @@ def enter_project_root() -> dict[str, str]:
 def load_settings() -> Settings:
     """Read the environment. Raises ConfigError naming the variable and what it must look like."""
     try:
-        return Settings()  # type: ignore[call-arg]
+        # A GPU worker is started with OWNVOICE_ENV_FILE empty: a file with DATABASE_URL must not reach it.
+        return Settings(_env_file=os.environ.get("OWNVOICE_ENV_FILE", ".env") or None)  # type: ignore[call-arg]
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
