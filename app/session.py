@@ -58,7 +58,7 @@ class Session:
             base_gguf=base.gguf_path,
             adapters_dir=self.settings.adapters,
             ollama_url=self.settings.ollama_base_url,
-            ollama_base=base.ollama_name,
+            ollama_base=self.settings.ollama_base or base.ollama_name,
             ollama_template=base.ollama_template,
             architecture=base.architecture,
             num_ctx=base.context_tokens,

@@ -13,16 +13,17 @@ from typing import Protocol
 
 from training.schemas import ChatMessage, GenerateOptions, Published, ServedModel
 
+
 class Serving(Protocol):
     """One serving engine. Every method may raise `ServingUnavailable` (retry) or `ServingError`."""
 
     engine: str
 
     def base_ready(self) -> None:
-        """Return when the base model can serve; never downloads it. Raises ServingUnavailable/ServingError."""
+        """Return when the base can serve; never downloads it. Raises ServingUnavailable, ServingError."""
 
     def publish(self, adapter: Path, name: str) -> Published:
-        """Make the GGUF file `adapter` answer under the exact `name`. Raises AdapterRefused when it never will."""
+        """Make the GGUF file `adapter` answer under the exact `name`. Raises AdapterRefused (final)."""
 
     def verify(self, name: str, digest: str) -> None:
         """Prove that `name` is the base plus exactly the adapter with `digest`, and that it generates."""

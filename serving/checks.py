@@ -75,3 +75,16 @@ def redact(text: str, limit: int = 200) -> str:
     # A word that holds a slash or backslash between word characters is a path or an address.
     flat = re.sub(r"""['"(]*(?:[A-Za-z]:)?[^\s'"]*[/\\][^\s'"]*[^\s'":,;).]['")]*""", "<path>", flat)
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def check_same_prompt(name: str, rendered: str, expected: str) -> None:
+    """Raise ServingError unless the engine renders the test prompt byte for byte as training did."""
+    if rendered == expected:
+        return
+    pairs = enumerate(zip(rendered, expected, strict=False))
+    same = next((n for n, pair in pairs if pair[0] != pair[1]), min(len(rendered), len(expected)))
+    raise ServingError(
+        f"{name} renders a test prompt differently from training: {len(rendered)} and {len(expected)} "
+        f"characters, different from character {same} on. Give both the same chat template "
+        "(configs/base_models.yaml)."
+    )

@@ -37,7 +37,9 @@ def open_serving(
             )
         from serving.llamacpp import LlamaCppServing
 
-        return LlamaCppServing(base_gguf, adapters_dir, context_tokens=num_ctx)
+        return LlamaCppServing(
+            base_gguf, adapters_dir, context_tokens=num_ctx, expected_prompt=expected_prompt
+        )
     if engine == "ollama":
         if not ollama_url:
             raise ConfigError("The engine ollama needs a server: set OLLAMA_BASE_URL.")
@@ -51,5 +53,6 @@ def open_serving(
             template=ollama_template,
             expected_prompt=expected_prompt,
             count_tokens=count_tokens,
+            base_gguf=base_gguf,
         )
     raise ConfigError(f"There is no serving engine {engine!r}. Set OWNVOICE_SERVING to llamacpp or ollama.")

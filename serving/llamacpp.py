@@ -28,6 +28,7 @@ from serving.checks import (
     answer_cut,
     check_messages,
     check_name,
+    check_same_prompt,
     context_exceeded,
     redact,
 )
@@ -53,20 +54,23 @@ class LlamaCppServing:
         *,
         context_tokens: int = 2048,
         threads: int | None = None,
+        expected_prompt: Callable[[list[ChatMessage]], str] | None = None,
         max_loaded: int = 8,
         timeout_s: float = 300.0,
         start_timeout_s: float = 300.0,
     ) -> None:
         """Remember the places; nothing is started or written yet.
 
-        `threads`: None means the processors that this process may use. `timeout_s` bounds one answer,
-        `start_timeout_s` the loading of the base.
+        `expected_prompt` renders messages with the training template; `verify` compares it with what the
+        base's own template makes of them. `threads`: None means the processors that this process may use.
+        `timeout_s` bounds one answer, `start_timeout_s` the loading of the base.
         """
         self._base_gguf = base_gguf
         self._folder = AdapterFolder(adapters_dir)
         self._context_tokens = context_tokens
         self._threads = threads or _usable_processors()
         self._max_loaded = max_loaded
+        self._expected_prompt = expected_prompt
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         # One request at a time: the engine has one slot, and a restart must not cut another thread's answer.
@@ -105,13 +109,17 @@ class LlamaCppServing:
         return published
 
     def verify(self, name: str, digest: str) -> None:
-        """Compare manifest, file and base with `digest`, then generate. Raises ServingError otherwise."""
+        """Compare manifest, file, base and prompt, then generate. Raises ServingError otherwise."""
         manifest = self._published(name)
         if manifest.digest != digest:
             raise ServingError(
                 f"{name} is published with {manifest.digest}, not with {digest}. Publish it again."
             )
         self._check_intact(manifest)
+        if self._expected_prompt is not None:
+            check_same_prompt(
+                name, self.render([*WARM_UP_MESSAGES]), self._expected_prompt([*WARM_UP_MESSAGES])
+            )
         self.generate(name, list(WARM_UP_MESSAGES), WARM_UP_OPTIONS)
 
     def generate(self, name: str | None, messages: list[ChatMessage], options: GenerateOptions) -> str:

@@ -24,13 +24,14 @@ from urllib.parse import urlsplit
 import httpx
 import ollama
 
-from serving.adapter_file import inspect_adapter
+from serving.adapter_file import file_digest, inspect_adapter
 from serving.checks import (
     WARM_UP_MESSAGES,
     WARM_UP_OPTIONS,
     answer_cut,
     check_messages,
     check_name,
+    check_same_prompt,
     context_exceeded,
     redact,
 )
@@ -66,6 +67,7 @@ class OllamaServing:
         template: str | None = None,
         expected_prompt: Callable[[list[ChatMessage]], str] | None = None,
         count_tokens: Callable[[str], int] | None = None,
+        base_gguf: Path | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Remember the server; nothing is asked yet.
@@ -75,7 +77,8 @@ class OllamaServing:
         template that created models get instead of the base's; the plain base keeps its own.
         `expected_prompt` renders messages with the training template; publishing compares it with what the
         server renders. `count_tokens` counts that prompt's tokens, for servers that cannot render without
-        generating. `transport` replaces the network.
+        generating. `base_gguf` is the base's file, which `base_ready` uploads to a server that lacks it.
+        `transport` replaces the network.
         """
         self._url = _server_url(base_url)
         self._base_model = base_model
@@ -85,6 +88,7 @@ class OllamaServing:
         self._template = template
         self._expected_prompt = expected_prompt
         self._count_tokens = count_tokens
+        self._base_gguf = base_gguf
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         # Proxy settings of the environment are not for a server on this machine.
         on_this_machine = urlsplit(self._url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -99,11 +103,15 @@ class OllamaServing:
     # ---- the seam ----------------------------------------------------------------------------------
 
     def base_ready(self) -> None:
-        """Check version and base model. Never pulls.
+        """Check version and base model; a missing base is uploaded when its file is at hand, never pulled.
 
         Raises ServingUnavailable when nobody answers, ServingError for an old server, a base that is not
         there, is not a GGUF of the expected architecture, or already carries an adapter.
         """
+        if self._base_gguf is not None:
+            with self._changes:
+                if self._show(self._base_model) is None:
+                    self._create_base(self._base_gguf)
         self._pristine_base()
 
     def publish(self, adapter: Path, name: str) -> Published:
@@ -218,7 +226,7 @@ class OllamaServing:
             # Creating from an absent base would make the server pull it: gigabytes, and the name goes out.
             raise ServingError(
                 f"The base model {self._base_model} is not on the Ollama server. "
-                f"Run `ollama pull {self._base_model}` there."
+                f"Run `ollama pull {self._base_model}` there, or set OWNVOICE_OLLAMA_BASE to its name."
             )
         kind = (shown.details.format if shown.details else None) or "unknown"
         architecture = str((shown.modelinfo or {}).get("general.architecture", "unknown"))
@@ -254,6 +262,14 @@ class OllamaServing:
         if uploaded != digest:
             raise ServingError(f"{adapter.name} changed while it was uploaded. Publish it again.")
 
+    def _create_base(self, gguf: Path) -> None:
+        """Make the base model from our own file: adapters then serve on the weights they were trained on."""
+        digest = file_digest(gguf)
+        self._upload(gguf, digest)
+        logger.info("creating the base model %s on the Ollama server", self._base_model)
+        body = {"model": self._base_model, "files": {gguf.name: digest}, "stream": False}
+        self._post_create(body, f"create {self._base_model}")
+
     def _create(self, name: str, digest: str) -> None:
         """Make the model `name` from the base and the uploaded adapter."""
         body = {
@@ -268,7 +284,10 @@ class OllamaServing:
         }
         if self._template is not None:
             body["template"] = self._template
-        doing = f"create {name}"
+        self._post_create(body, f"create {name}")
+
+    def _post_create(self, body: dict[str, Any], doing: str) -> None:
+        """Ask for a model and read the answer to its end."""
         with self._errors(doing):
             response = self._http.post("/api/create", json=body)
         last = ""
@@ -343,20 +362,7 @@ class OllamaServing:
                     "compare with: the chat template is not proven. Update Ollama."
                 )
             return self._count_tokens(expected)
-        if rendered != expected:
-            same = next(
-                (
-                    place
-                    for place, pair in enumerate(zip(rendered, expected, strict=False))
-                    if pair[0] != pair[1]
-                ),
-                min(len(rendered), len(expected)),
-            )
-            raise ServingError(
-                f"{name} renders a test prompt differently from training: {len(rendered)} and "
-                f"{len(expected)} characters, different from character {same} on. Set the base's "
-                "Ollama template."
-            )
+        check_same_prompt(name, rendered, expected)
         return None
 
     def _blame(self, name: str) -> OwnvoiceError:

@@ -10,13 +10,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from serving.base import Serving, adapter_name
+from serving.base import adapter_name
 from store import jobs
 from tasks.job_folder import ADAPTER_GGUF, RECIPE, SAMPLES
 from tasks.stages import forget_mail, require_consent, stage, stop_if_cancelled, take_back
 from tasks.tools import database, job_folder, serving, settings
 from training.dataset import NEUTRAL_INSTRUCTIONS, ChatTemplate, prompt_messages
-from training.errors import NoConsent, ServingError, ServingUnavailable, TrainingCancelled
+from training.errors import NoConsent, ServingUnavailable, TrainingCancelled
 from training.schemas import GateDecision, GenerateOptions, Job, Outcome, Published, Stage
 
 SAMPLE_OPTIONS = GenerateOptions(seed=7, max_tokens=160)
@@ -55,7 +55,7 @@ def publish_adapter(job_id: str) -> Published:
         name = adapter_name(job.user_id, job.version)
         template = ChatTemplate.model_validate(folder.read_json(RECIPE)["chatTemplate"])
         with (
-            serving(job.base_model, expected_prompt=template.render) as engine,
+            serving(job.base_model, expected_prompt=template.render_for_server) as engine,
             folder.workspace() as workspace,
         ):
             engine.base_ready()
@@ -63,7 +63,6 @@ def publish_adapter(job_id: str) -> Published:
             # Recorded before the proof, so that a cancel or a failure from here on knows what to take back.
             jobs.record(db, job_id, model_name=name)
             engine.verify(name, published.digest)
-            _require_same_prompt(engine, template)
     jobs.add_event(db, job_id, f"Published and verified {name} on {published.engine}")
     get_run_logger().info("published %s on %s", name, published.engine)
     return published
@@ -122,18 +121,6 @@ def activate(job_id: str, decision: GateDecision) -> Job:
             raise
     forget_mail(job_id)
     return jobs.find_job(db, job_id)
-
-
-def _require_same_prompt(engine: Serving, template: ChatTemplate) -> None:
-    """Raise ServingError unless the engine shows the model, byte for byte, what training showed it."""
-    messages = prompt_messages("Write an email about: a test", "A line of context.")
-    served, trained = engine.render(messages), template.render(messages)
-    if served != trained:
-        at = next((n for n, (a, b) in enumerate(zip(served, trained, strict=False)) if a != b), len(trained))
-        raise ServingError(
-            f"The serving engine renders another prompt than training did: they part at character {at} of "
-            f"{len(trained)}. Give both the same chat template (configs/base_models.yaml)."
-        )
 
 
 def _quoted(text: str) -> str:

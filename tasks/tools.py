@@ -59,7 +59,7 @@ def serving(
         base_gguf=base.gguf_path,
         adapters_dir=settings().adapters,
         ollama_url=settings().ollama_base_url,
-        ollama_base=base.ollama_name,
+        ollama_base=settings().ollama_base or base.ollama_name,
         ollama_template=base.ollama_template,
         architecture=base.architecture,
         num_ctx=base.context_tokens,

@@ -63,6 +63,10 @@ class ChatTemplate(Schema):
             eos_token=self.eos_token,
         )
 
+    def render_for_server(self, messages: Sequence[ChatMessage]) -> str:
+        """Return the prompt as servers render it: they add the begin-of-text token when they tokenise."""
+        return self.model_copy(update={"bos_token": ""}).render(messages)
+
 
 NEUTRAL_INSTRUCTIONS = (
     "Write an email about: moving our meeting to Thursday",

@@ -468,8 +468,8 @@ def _stop_if_flat(losses: Sequence[float]) -> None:
     if len(losses) >= 20 and _mean(losses[-quarter:]) >= _mean(losses[:quarter]):
         raise TrainingDiverged(
             f"The loss did not fall: {_mean(losses[:quarter]):.2f} nat per token at the start, "
-            f"{_mean(losses[-quarter:]):.2f} at the end of {len(losses)} steps. "
-            "Raise learning_rate and train again.",
+            f"{_mean(losses[-quarter:]):.2f} at the end of {len(losses)} steps. learning_rate is too low to "
+            "learn or too high to settle: change it and train again.",
             step=len(losses),
             loss=losses[-1],
         )

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Engine; unset means ollama when `OLLAMA_BASE_URL` is set, else llamacpp."""
     ollama_base_url: str | None = Field(None, validation_alias=_names("OLLAMA_BASE_URL"))
     """Ollama server; a trailing `/api`, as in the owner's documents, is accepted."""
+    ollama_base: str | None = Field(None, validation_alias=_names("OWNVOICE_OLLAMA_BASE"))
+    """Name of the base model on the Ollama server; unset means the one in configs/base_models.yaml."""
     storage_url: str | None = Field(None, validation_alias=_names("OWNVOICE_STORAGE_URL"))
     """fsspec URL of the job folders; unset means `home`/storage."""
     base_model: str = Field("smollm2-135m", validation_alias=_names("OWNVOICE_BASE_MODEL"))

@@ -404,3 +404,16 @@ def test_adapter_of_another_base_is_refused(
     with pytest.raises(ServingError, match="another base model than other"):
         serving.generate(ANNA, MESSAGES, GREEDY)
     serving.close()
+
+
+def test_a_base_that_renders_another_prompt_than_training_is_not_verified(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a.gguf", seed=1)
+    serving = LlamaCppServing(
+        smollm2_gguf(), tmp_path / "folder", expected_prompt=lambda messages: "something else"
+    )
+    try:
+        published = serving.publish(adapter, "emailai-anna:v1")
+        with pytest.raises(ServingError, match="renders a test prompt differently from training"):
+            serving.verify("emailai-anna:v1", published.digest)
+    finally:
+        serving.close()

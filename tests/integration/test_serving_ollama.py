@@ -209,3 +209,29 @@ def test_no_server_at_the_address_says_how_to_start_one() -> None:
         port = free.getsockname()[1]
     with pytest.raises(ServingUnavailable, match=rf"127\.0\.0\.1:{port}.*ollama serve"):
         OllamaServing(f"http://127.0.0.1:{port}", BASE).base_ready()
+
+
+def test_a_server_without_the_base_gets_it_from_our_own_file(tmp_path: Path, files: dict[str, Path]) -> None:
+    with OllamaServer(tmp_path / "empty") as bare:
+        serving = open_serving(bare, base_gguf=smollm2_gguf())
+        try:
+            serving.base_ready()
+            assert serving.publish(files["anna"], "emailai-anna:v1").digest
+            serving.base_ready()
+        finally:
+            serving.close()
+        creates = [r.json["model"] for r in bare.requests if r.path == "/api/create"]
+        assert creates == [BASE, "emailai-anna:v1"]
+
+
+def test_without_the_file_a_missing_base_is_named_and_never_pulled(tmp_path: Path) -> None:
+    with OllamaServer(tmp_path / "empty") as bare:
+        serving = open_serving(bare)
+        try:
+            with pytest.raises(
+                ServingError, match=f"{BASE} is not on the Ollama server.*OWNVOICE_OLLAMA_BASE"
+            ):
+                serving.base_ready()
+        finally:
+            serving.close()
+        assert not [r for r in bare.requests if r.path in ("/api/create", "/api/pull")]
