@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.rule import Rule
-from rich.table import Table
 
 from app import local, terminal
 from app.data import check_user
@@ -84,25 +83,24 @@ def _write_both(session: Session, user_id: str) -> None:
 
 def _show_summary(job: Job, email: str, ui_url: str) -> None:
     metrics = job.metrics
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    table.add_row(
-        "held-out loss",
-        f"{metrics.held_out_nll_base:.2f} → {metrics.held_out_nll_adapter:.2f} nat per token "
-        f"({metrics.held_out_emails} mails the training never saw)",
+    folder = Path(job.adapter_path or "")
+    if folder.is_relative_to(PROJECT_ROOT):
+        folder = folder.relative_to(PROJECT_ROOT)
+    terminal.show_facts(
+        [
+            (
+                "held-out loss",
+                f"{metrics.held_out_nll_base:.2f} → {metrics.held_out_nll_adapter:.2f} nat per token "
+                f"({metrics.held_out_emails} mails the training never saw)",
+            ),
+            ("adapter", f"version {job.version}, {(job.adapter_size or 0) / 1e6:.1f} MB, {folder}"),
+            ("serves as", job.model_name or "nothing (the adapter in use was kept)"),
+            ("Prefect UI", f"{ui_url.rstrip('/')}/runs/flow-run/{job.flow_run_id}"),
+            ("type next", f'.venv/bin/ownvoice write {email} "Write an email about: the invoice is late"'),
+            ("", f".venv/bin/ownvoice show {job.id}"),
+            ("", "make down        (stops the server and the workers)"),
+        ]
     )
-    table.add_row(
-        "adapter", f"version {job.version}, {(job.adapter_size or 0) / 1e6:.1f} MB, {job.adapter_path}"
-    )
-    table.add_row("serves as", job.model_name or "nothing (kept the current adapter)")
-    table.add_row("the run, in Prefect", f"{ui_url.rstrip('/')}/runs/flow-run/{job.flow_run_id}")
-    table.add_row(
-        "type next", f'.venv/bin/ownvoice write {email} "Write an email about: the invoice is late"'
-    )
-    table.add_row("", f".venv/bin/ownvoice show {job.id}")
-    table.add_row("", ".venv/bin/ownvoice down        (stops the server and the workers)")
-    terminal.console.print(table)
 
 
 def _headline(text: str) -> None:

@@ -245,6 +245,12 @@ def show_result(job: Job) -> None:
         show_error(job.error_message or f"Job {job.id} failed.")
 
 
+def show_facts(facts: list[tuple[str, str]]) -> None:
+    """Print names and values; long values wrap as the terminal does, so that they can be copied whole."""
+    for name, value in facts:
+        console.print(Text.assemble((f"{name:<15}", "dim"), value), soft_wrap=True)
+
+
 def side_by_side(left_title: str, left: str, right_title: str, right: str) -> None:
     """Print two texts beside each other, or below each other on a narrow terminal."""
     width = console.width // 2 - 1
