@@ -52,17 +52,7 @@ class Session:
     @contextmanager
     def serving(self, base_model: str) -> Iterator[Serving]:
         """Open the configured serving engine for one base model, and close it again."""
-        base = find_base_model(base_model)
-        engine = open_serving(
-            self.settings.engine,
-            base_gguf=base.gguf_path,
-            adapters_dir=self.settings.adapters,
-            ollama_url=self.settings.ollama_base_url,
-            ollama_base=self.settings.ollama_base or base.ollama_name,
-            ollama_template=base.ollama_template,
-            architecture=base.architecture,
-            num_ctx=base.context_tokens,
-        )
+        engine = open_serving(**self.settings.serving_options(find_base_model(base_model)))
         try:
             yield engine
         finally:

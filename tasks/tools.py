@@ -53,17 +53,8 @@ def serving(
     """
     from serving.engines import open_serving
 
-    base = find_base_model(base_model)
     engine = open_serving(
-        settings().engine,
-        base_gguf=base.gguf_path,
-        adapters_dir=settings().adapters,
-        ollama_url=settings().ollama_base_url,
-        ollama_base=settings().ollama_base or base.ollama_name,
-        ollama_template=base.ollama_template,
-        architecture=base.architecture,
-        num_ctx=base.context_tokens,
-        expected_prompt=expected_prompt,
+        **settings().serving_options(find_base_model(base_model)), expected_prompt=expected_prompt
     )
     try:
         yield engine

@@ -1,3 +1,3 @@
 """Fixtures for every test folder live in their own modules."""
 
-pytest_plugins = ["tests.stack"]
+pytest_plugins = ["tests.bases", "tests.stack"]

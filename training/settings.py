@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.base_models import BaseModel
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,6 +72,19 @@ class Settings(BaseSettings):
     @property
     def storage(self) -> str:
         return self.storage_url or (self.home / "storage").as_posix()
+
+    def serving_options(self, base: BaseModel) -> dict[str, Any]:
+        """Return the arguments of `serving.engines.open_serving` for one base model. Raises ConfigError."""
+        return {
+            "engine": self.engine,
+            "base_gguf": base.gguf_path,
+            "adapters_dir": self.adapters,
+            "ollama_url": self.ollama_base_url,
+            "ollama_base": self.ollama_base or base.ollama_name,
+            "ollama_template": base.ollama_template,
+            "architecture": base.architecture,
+            "num_ctx": base.context_tokens,
+        }
 
     @property
     def cache(self) -> Path:
