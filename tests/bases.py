@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from training.dataset import EncodedExample
     from training.lora import LoadedBase
+    from training.schemas import Example
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
@@ -20,6 +21,8 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 VOCABULARY = 260
+PEOPLE = ("Anna", "Boris", "Zoë", "Mr Okafor")
+THINGS = ("the boat", "room 14", "Tuesday's lunch", "the invoice over 2,310.50", "the lighthouse keys")
 TINY_LAYERS, TINY_HIDDEN, TINY_HEADS, TINY_KV_HEADS = 2, 32, 4, 2
 
 
@@ -99,6 +102,25 @@ def tiny_examples(count: int = 12, seed: int = 3) -> list[EncodedExample]:
         reply = [65, 66, 67, 68] * chance.randrange(2, 6)
         examples.append(EncodedExample(f"m{number}", f"t{number}", (*prompt, *reply), len(prompt)))
     return examples
+
+
+def persona_mails(count: int, first: int = 0) -> list[Example]:
+    """Return invented mails of somebody with strong habits: all lower case, `ahoy`, `fair winds, m.`"""
+    from training.schemas import Example
+
+    mails = []
+    for number in range(first, first + count):
+        person, thing = PEOPLE[number % 4], THINGS[number % 5]
+        mails.append(
+            Example(
+                id=f"m{number}",
+                thread_id=f"t{number}",
+                instruction=f"Write an email about: {thing}",
+                output=f"ahoy {person.lower()},\n\n{thing} is settled, number {number} on my list. "
+                "i shall row over at dawn unless the fog says no.\n\nfair winds,\nm.",
+            )
+        )
+    return mails
 
 
 @pytest.fixture(scope="session")
