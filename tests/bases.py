@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from training.schemas import Example
 
 CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-    "'<|im_end|>' + '\n'}}{% endfor %}"
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+"""The shape of SmolLM2's own template."""
 VOCABULARY = 260
 PEOPLE = ("Anna", "Boris", "Zoë", "Mr Okafor")
 THINGS = ("the boat", "room 14", "Tuesday's lunch", "the invoice over 2,310.50", "the lighthouse keys")
@@ -65,8 +67,8 @@ def tiny_base_model(**changes: Any) -> Any:
     return BaseModel.model_validate(fields | changes)
 
 
-def tiny_base(seed: int = 5) -> LoadedBase:
-    """Return a random fp32 Llama of two layers (9 k numbers each), loaded as `load_base` leaves a base."""
+def tiny_base(seed: int = 5, precision: str = "fp32") -> LoadedBase:
+    """Return a random Llama of two layers (9 k numbers each), as `load_base` leaves a base."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -86,6 +88,8 @@ def tiny_base(seed: int = 5) -> LoadedBase:
         attn_implementation=attention.register(),
     )
     model = LlamaForCausalLM(config).eval()
+    if precision == "bf16":
+        model.bfloat16()
     model.config.use_cache = False
     model.requires_grad_(False)
     return LoadedBase(tiny_base_model(), model, tiny_tokenizer(), torch.device("cpu"))

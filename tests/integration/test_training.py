@@ -223,14 +223,17 @@ class PowerCut(Exception):
 
 
 @pytest.mark.parametrize("cut", [1, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_that_was_cut_off_ends_with_the_adapter_of_an_uninterrupted_one(
-    base: LoadedBase, tmp_path: Path, cut: int
+    tmp_path: Path, cut: int, precision: str
 ) -> None:
-    whole = train_adapter(TINY, tiny_examples(), base, tmp_path / "whole")
+    config = TINY.model_copy(update={"precision": precision})
+    base = tiny_base(precision=precision)
+    whole = train_adapter(config, tiny_examples(), base, tmp_path / "whole")
     with pytest.raises(PowerCut):
-        train_adapter(TINY, tiny_examples(), base, tmp_path / "cut", on_progress=stop_at(cut, PowerCut()))
+        train_adapter(config, tiny_examples(), base, tmp_path / "cut", on_progress=stop_at(cut, PowerCut()))
     torch.rand(123)
-    resumed = train_adapter(TINY, tiny_examples(), tiny_base(), tmp_path / "cut")
+    resumed = train_adapter(config, tiny_examples(), tiny_base(precision=precision), tmp_path / "cut")
     assert resumed.resumed_from_step == cut
     assert digest(resumed) == digest(whole)
     assert resumed.loss_curve == whole.loss_curve
@@ -600,6 +603,9 @@ def test_training_and_serving_write_the_same_prompt(
     tokenizer = load_tokenizer(find_base_model("smollm2-135m"), base_cache)
     prompt = ChatTemplate.of(tokenizer).render(messages)
     assert prompt.encode() == engine.render(messages).encode()
+    assert prompt == tokenizer.apply_chat_template(
+        [m.to_json_dict() for m in messages], tokenize=False, add_generation_prompt=True
+    )
     example = Example(
         id="m",
         thread_id="t",
