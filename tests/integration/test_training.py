@@ -400,14 +400,14 @@ def test_training_learns_and_beats_the_base_on_mail_it_never_saw(smollm2: Loaded
     assert decision.outcome is Outcome.PROMOTED
 
 
-LAYERS = 6
-"""Of SmolLM2's 30 in the float32 comparison: enough for every kind of step, a fifth of the time."""
+LAYERS = 3
+"""Of SmolLM2's 30 in the float32 comparison: every kind of layer, a tenth of the time."""
 
 
 def test_ten_steps_equal_plain_peft_and_adamw_in_float32(base_cache: Path, tmp_path: Path) -> None:
     config = TrainConfig(
         precision="fp32",
-        batch_tokens=256,
+        batch_tokens=200,
         epochs=4,
         max_steps=10,
         learning_rate=5e-4,
@@ -417,7 +417,7 @@ def test_ten_steps_equal_plain_peft_and_adamw_in_float32(base_cache: Path, tmp_p
     )
     base = load_base(find_base_model("smollm2-135m"), base_cache, config)
     keep_first_layers(base.model)
-    examples = encoded(base, persona_mails(8))
+    examples = encoded(base, persona_mails(6))
     ours = train_adapter(config, examples, base, tmp_path / "ours")
 
     expected, weights = plain_peft_losses(config, examples, base_cache)
@@ -512,14 +512,14 @@ def test_a_mail_of_23_000_words_is_cut_to_the_limit(smollm2: LoadedBase) -> None
 
 
 def test_four_bit_weights_train_on_this_machine(base_cache: Path, tmp_path: Path) -> None:
-    config = REAL.model_copy(update={"quantise": "nf4", "max_steps": 3, "batch_tokens": 128})
+    config = REAL.model_copy(update={"quantise": "nf4", "max_steps": 3, "batch_tokens": 100})
     try:
         base = load_base(find_base_model("smollm2-135m"), base_cache, config)
     except (ImportError, RuntimeError, ValueError) as exc:
         pytest.skip(f"bitsandbytes cannot quantise here: {exc}")
     kinds = {type(module).__name__ for module in base.model.modules()}
     assert "Linear4bit" in kinds
-    examples = encoded(base, persona_mails(6))
+    examples = encoded(base, persona_mails(3))
     before: list[float] = []
     result = train_adapter(
         config,
@@ -527,7 +527,7 @@ def test_four_bit_weights_train_on_this_machine(base_cache: Path, tmp_path: Path
         base,
         tmp_path,
         after_training=lambda model: before.extend(
-            mean_loss(held_out_losses(model, base, examples, 128, adapter=adapter))
+            mean_loss(held_out_losses(model, base, examples[:1], 100, adapter=adapter))
             for adapter in (False, True)
         ),
     )
