@@ -47,7 +47,7 @@ def examine(session: Session) -> Iterator[Finding]:
         try:
             yield check(session)
         except OwnvoiceError as exc:
-            yield Finding(name, False, str(exc), "see the sentence")
+            yield Finding(name, False, str(exc))  # the sentence names the next step
         except Exception as exc:
             yield Finding(name, False, f"could not be examined ({type(exc).__name__})", "report this")
 
