@@ -12,16 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from app import local, terminal
-from app.data import check_user
+from app.data import check_user, import_for
 from app.demo import run_demo
 from app.doctor import examine
 from app.session import Session
 from app.training_jobs import cancel_job, follow_job, retry_job, start_job
 from store import jobs, users
 from store.database import migrate, open_database
-from store.importers.load import import_mailbox
 from training.dataset import prompt_messages
-from training.errors import OwnvoiceError, UnknownUser
+from training.errors import OwnvoiceError
 from training.schemas import GenerateOptions, Job, JobStatus
 
 app = typer.Typer(
@@ -139,24 +138,21 @@ def import_mail(
 ) -> None:
     """Read a mailbox into the store. Importing twice adds nothing."""
     session = Session()
-    known = True
-    try:
-        person = users.find_user(session.db, user)
-    except UnknownUser:
-        known = False
-        person = users.create_user(session.db, user, consent=consent is not False)
-    if known and consent is not None:
-        change = users.record_consent if consent else users.withdraw_consent
-        person = change(session.db, person.id)
     with nullcontext(None) if as_json else terminal.bytes_bar("importing") as on_bytes:
-        report = import_mailbox(
-            session.db, person, path, format=format, aliases=alias or (), on_progress=on_bytes
+        person, report, is_new = import_for(
+            session,
+            user,
+            path,
+            format=format,
+            aliases=alias or (),
+            consent=consent,
+            on_progress=on_bytes,
         )
     if as_json:
         _print_json({"userId": person.id, **report.to_json_dict()})
         return
     terminal.show_import(report)
-    if not known:
+    if is_new:
         agreed = (
             "agrees to voice training" if person.voice_consent_at else "has not agreed to voice training yet"
         )

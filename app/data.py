@@ -1,16 +1,56 @@
-"""The data report of one user, made without a job: what `ownvoice check` shows."""
+"""A user's mail without a job: what `ownvoice import` and `ownvoice check` do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from app.session import Session
 from store import jobs, mail, users
+from store.importers.load import import_mailbox
 from training.base_models import find_base_model
 from training.config import load_train_config
 from training.dataset import prepare
 from training.estimate import estimate_training
-from training.schemas import DataReport
+from training.errors import ConfigError, UnknownUser, UnreadableMailbox
+from training.schemas import DataReport, ImportReport, User
+
+
+def import_for(
+    session: Session,
+    email: str,
+    path: Path,
+    *,
+    format: str = "auto",
+    aliases: Sequence[str] = (),
+    consent: bool | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[User, ImportReport, bool]:
+    """Read a mailbox into the account of `email`; returns the user, what became of it, and whether they are new.
+
+    A new user agrees to voice training unless `consent` is False; a known user's answer changes only when
+    `consent` is given. An import that stores nothing because it fails leaves no new user behind.
+
+    Raises UnreadableMailbox, ConfigError, StoreError.
+    """
+    is_new = False
+    try:
+        user = users.find_user(session.db, email)
+    except UnknownUser:
+        is_new = True
+        user = users.create_user(session.db, email, consent=consent is not False)
+    if not is_new and consent is not None:
+        change = users.record_consent if consent else users.withdraw_consent
+        user = change(session.db, user.id)
+    try:
+        report = import_mailbox(
+            session.db, user, path, format=format, aliases=aliases, on_progress=on_progress
+        )
+    except (UnreadableMailbox, ConfigError):
+        if is_new:
+            users.remove_empty_user(session.db, user.id)
+        raise
+    return user, report, is_new
 
 
 def check_user(

@@ -7,13 +7,12 @@ from pathlib import Path
 from rich.rule import Rule
 
 from app import local, terminal
-from app.data import check_user
+from app.data import check_user, import_for
 from app.session import Session
 from app.training_jobs import follow_job, start_job
 from store import users
-from store.importers.load import import_mailbox
 from training.dataset import NEUTRAL_INSTRUCTIONS, prompt_messages
-from training.errors import ConfigError, NotEnoughMail, UnknownUser
+from training.errors import ConfigError, NotEnoughMail, UnreadableMailbox
 from training.schemas import GenerateOptions, Job, JobStatus
 from training.settings import PROJECT_ROOT
 
@@ -27,6 +26,10 @@ def run_demo(session: Session, mailbox: Path | None, email: str | None) -> Job:
     """Start the stack, import, train and show. Raises whatever stopped it; the stack stays up."""
     if mailbox is not None and email is None:
         raise ConfigError("Whose mailbox is it? Add the address: make demo MBOX=path USER_EMAIL=me@x.org")
+    if email is not None and mailbox is None:
+        raise ConfigError("Which mailbox is it? Add the path: make demo MBOX=path USER_EMAIL=me@x.org")
+    if mailbox is not None and not mailbox.expanduser().exists():
+        raise UnreadableMailbox(f"{mailbox} does not exist. Give the path of a mailbox export.")
     path, email = mailbox or SAMPLE_MAILBOX, email or SAMPLE_EMAIL
     settings = session.settings
 
@@ -35,13 +38,9 @@ def run_demo(session: Session, mailbox: Path | None, email: str | None) -> Job:
         stack = local.up(settings, on_step)
 
     _headline(f"2  Reading {path.name}")
-    try:
-        user = users.find_user(session.db, email)
-    except UnknownUser:
-        user = users.create_user(session.db, email, consent=True)
     aliases = (SAMPLE_ALIAS,) if mailbox is None else ()
     with terminal.bytes_bar("importing") as on_bytes:
-        imported = import_mailbox(session.db, user, path, aliases=aliases, on_progress=on_bytes)
+        user, imported, _ = import_for(session, email, path, aliases=aliases, on_progress=on_bytes)
     terminal.show_import(imported)
     with terminal.count_bar("cleaning") as on_count:
         report = check_user(session, user.id, on_progress=on_count)

@@ -105,6 +105,27 @@ def list_users(db: Database) -> list[User]:
         ).fetchall()
 
 
+def remove_empty_user(db: Database, user_id: str) -> bool:
+    """Remove a person who has neither mail nor jobs (an import that failed made them); True when removed."""
+    with db.transaction() as connection:
+        empty = connection.execute(
+            """
+            SELECT 1 FROM "User" u WHERE u."id" = %(user)s
+              AND NOT EXISTS (SELECT 1 FROM "EmailMessage" m JOIN "EmailAccount" a
+                              ON a."id" = m."emailAccountId" WHERE a."userId" = u."id")
+              AND NOT EXISTS (SELECT 1 FROM "FineTuningJob" j WHERE j."userId" = u."id")
+            FOR UPDATE OF u
+            """,
+            {"user": user_id},
+        ).fetchone()
+        if empty is None:
+            return False
+        # The app's own tables need not cascade.
+        connection.execute('DELETE FROM "EmailAccount" WHERE "userId" = %s', (user_id,))
+        connection.execute('DELETE FROM "User" WHERE "id" = %s', (user_id,))
+    return True
+
+
 def record_consent(db: Database, user_id: str) -> User:
     """Note that the person agreed now; an earlier agreement keeps its moment. Raises UnknownUser."""
     return _update(db, user_id, sql.SQL('"voiceConsentAt" = coalesce(u."voiceConsentAt", now())'))

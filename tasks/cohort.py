@@ -10,9 +10,16 @@ import httpx
 from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelling
 
 from store import jobs
 from tasks.job_folder import ADAPTER, CANCEL, ERROR, METRICS, PROGRESS, SPEC, JobFolder
@@ -29,6 +36,8 @@ SERVER_GONE_S = 300.0
 """How long the Prefect server may be away before the job gives up on hearing of its training."""
 CANCEL_GRACE_S = 10.0
 """How long a training may take to see the cancel marker before its flow run is cancelled as well."""
+STOP_S = 30.0
+"""How long a parent's end is held up for its training to stop."""
 TRAIN_SPAN = 80 - STAGE_PROGRESS[Stage.TRAIN]
 """Training moves the job from 30 to 80 % (seeds)."""
 
@@ -54,12 +63,43 @@ def train_on_gpu(job_id: str) -> None:
                 "storage_url": settings().storage,
             },
             timeout=0,
-            flow_run_name=f"train-{job_id}",
+            # Its runs are found by this tag; a name given here would be replaced by the flow's own.
+            tags=[job_tag(job_id)],
             # A retry of the flow run makes a fresh training run, a repeated call inside one run does not.
             idempotency_key=f"{runtime.flow_run.id}:{runtime.flow_run.run_count}:{job_id}",
         )
         get_run_logger().info("training runs as flow run %s", run.id)
         _follow(run.id, job_id, folder)
+
+
+def job_tag(job_id: str) -> str:
+    """Return the tag of a job's training runs."""
+    return f"job:{job_id}"
+
+
+def stop_training(job_id: str) -> None:
+    """Stop whatever training of the job is still at work, and wait until it has let go of the job folder.
+
+    For a parent that was killed or cancelled and no longer follows its training. A training stops by itself
+    at its next step and keeps its checkpoint; one that does not is cancelled. Gives up after `STOP_S`.
+    """
+    job_folder(job_id).write_text(CANCEL, "")
+    unfinished = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[job_tag(job_id)]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(set(StateType) - TERMINAL_STATES))),
+    )
+    started = time.monotonic()
+    with ExitStack() as stack:
+        client = stack.enter_context(get_client(sync_client=True))
+        while time.monotonic() - started < STOP_S:
+            runs = client.read_flow_runs(flow_run_filter=unfinished)
+            if not runs:
+                return
+            for run in runs:
+                begun = run.state is not None and run.state.type == StateType.RUNNING
+                if not begun or time.monotonic() - started > CANCEL_GRACE_S:
+                    _cancel_run(client, run)
+            time.sleep(POLL_S)
 
 
 def _write_spec(job: Job, folder: JobFolder) -> None:
@@ -138,8 +178,6 @@ def _mirror(job_id: str, folder: JobFolder, last: TrainingProgress | None) -> Tr
 
 
 def _cancel_run(client: SyncPrefectClient, run: FlowRun) -> None:
-    from prefect.states import Cancelling
-
     client.set_flow_run_state(run.id, Cancelling(), force=False)
 
 

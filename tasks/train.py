@@ -34,7 +34,7 @@ from tasks.tools import settings, without_mail_text
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import ChatTemplate, encode, from_jsonl
-from training.errors import ConfigError, OwnvoiceError
+from training.errors import AdapterRefused, ConfigError, OwnvoiceError
 from training.schemas import CohortResult, JobSpec, MailLoss, TrainingProgress, TrainingResult
 
 if TYPE_CHECKING:
@@ -107,12 +107,14 @@ def _train(folder: JobFolder) -> None:
             after_training=measure,
         )
         if spec.current_adapter is not None:
-            current = JobFolder(folder.storage_url, spec.current_adapter)
-            if current.exists(ADAPTER):
-                with current.workspace() as other:
+            try:
+                with JobFolder(folder.storage_url, spec.current_adapter).workspace() as other:
                     losses["current"] = losses_of_saved_adapter(
                         other / ADAPTER, base, held_out_examples, config.batch_tokens
                     )
+            except AdapterRefused as exc:
+                # A retrain is also how a lost adapter is replaced: it is judged against the base alone.
+                get_run_logger().warning("the adapter in use cannot be compared with: %s", exc)
         report.phase("export")
         digest = export_gguf(
             workspace / ADAPTER, base.info, base.model.config.to_dict(), workspace / ADAPTER_GGUF

@@ -151,8 +151,13 @@ def make_example(mail: CleanMail, config: DataConfig) -> Example:
         sent_at=mail.sent_at,
         instruction=instruction,
         input=context,
-        output=mail.own_words,
+        output=without_markup(mail.own_words),
     )
+
+
+def without_markup(text: str) -> str:
+    """Return `text` with chat markup such as `<|im_end|>` made harmless: a mail must not open a turn."""
+    return text.replace("<|", "< |")
 
 
 def prompt_messages(instruction: str, context: str = "") -> list[ChatMessage]:
@@ -160,7 +165,7 @@ def prompt_messages(instruction: str, context: str = "") -> list[ChatMessage]:
     content = f"{instruction}\n\n{context}" if context else instruction
     return [
         ChatMessage(role="system", content=SYSTEM_MESSAGE),
-        ChatMessage(role="user", content=content),
+        ChatMessage(role="user", content=without_markup(content)),
     ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from training.dataset import EncodedExample
+from training.export import require_whole
 from training.lora import LoadedBase, plan_epoch, reply_hidden_states, restore_base
 from training.lora_linear import speed_up
 from training.loss import reply_log_likelihood
@@ -56,9 +57,14 @@ def held_out_losses(
 def losses_of_saved_adapter(
     folder: Path, base: LoadedBase, examples: Sequence[EncodedExample], batch_tokens: int
 ) -> list[MailLoss]:
-    """Return the held-out losses of an adapter saved by PEFT in `folder`; the base is left as it was."""
+    """Return the held-out losses of an adapter saved by PEFT in `folder`; the base is left as it was.
+
+    Raises AdapterRefused when the files are torn.
+    """
     from peft import PeftModel
 
+    # Checked first: an adapter that fails half-way through loading would stay on the base.
+    require_whole(folder)
     model = PeftModel.from_pretrained(base.model, str(folder), autocast_adapter_dtype=False)
     speed_up(model)  # the same arithmetic as in training, so that equal adapters measure equal
     try:

@@ -81,6 +81,12 @@ def export_gguf(adapter_dir: Path, base: BaseModel, base_config: dict[str, Any],
     return digest
 
 
+def require_whole(adapter_dir: Path) -> None:
+    """Raise AdapterRefused unless both PEFT files are there and every LoRA pair is complete."""
+    _read_config(adapter_dir)
+    _read_factors(adapter_dir)
+
+
 def permute_rows(b: np.ndarray, heads: int) -> np.ndarray:
     """Return lora_B `(out, rank)` with its rows in llama.cpp's rotary order.
 
