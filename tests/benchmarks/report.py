@@ -1,0 +1,85 @@
+"""The figures as one JSON object, and as the Markdown page docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any
+
+from tests.benchmarks.machine import QUIET_AVG10
+
+
+def assemble(
+    command: str,
+    machine: dict[str, Any],
+    pressure: dict[str, float] | None,
+    parts: Mapping[str, dict[str, Any]],
+    *,
+    quick: bool,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """Return the object that the benchmark prints. `quiet` is None where the pressure cannot be known."""
+    return {
+        "command": command,
+        "at": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        "quick": quick,
+        "machine": machine,
+        "cpu_pressure": pressure,
+        "quiet": None if pressure is None else pressure["before_avg10"] < QUIET_AVG10,
+        **parts,
+    }
+
+
+def to_markdown(figures: dict[str, Any], parts: Mapping[str, ModuleType]) -> str:
+    """Return the page: command, machine, whether the figures count, one table a part."""
+    machine = figures["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    lines = [
+        "# Performance",
+        "",
+        "Measured by one command, from the root of the repository:",
+        "",
+        f"    {figures['command']}",
+        "",
+        f"{figures['at']}, commit {machine['commit'] or 'unknown'}. {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, {machine['system']}; "
+        f"Python {machine['python']}, {packages}.",
+        "",
+        _worth(figures),
+    ]
+    for name, part in parts.items():
+        if name in figures:
+            lines += ["", f"## {part.TITLE}", ""]
+            if "error" in figures[name]:
+                lines.append(f"Not measured: {_cell(figures[name]['error'])}")
+                continue
+            header, *rows = part.table(figures[name])
+            lines += [_row(header), "|---" + "|--:" * (len(header) - 1) + "|", *map(_row, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _worth(figures: dict[str, Any]) -> str:
+    """Say whether the figures may be quoted."""
+    pressure = figures["cpu_pressure"]
+    if figures["quick"]:
+        return "**A trial at reduced size (`--quick`): no figure here may be quoted.**"
+    if pressure is None:
+        return "This system does not say whether other processes used its processors meanwhile."
+    waited = (
+        f"{pressure['before_avg10']:.0f} % of the 10 s before the start some process waited for a processor"
+    )
+    if figures["quiet"]:
+        return f"The machine was quiet: in {waited} (limit {QUIET_AVG10:.0f} %)."
+    return (
+        f"**The machine was busy with something else: in {waited} (limit {QUIET_AVG10:.0f} %). "
+        "Run it again on a quiet machine before quoting a figure.**"
+    )
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")

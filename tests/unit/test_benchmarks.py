@@ -1,0 +1,264 @@
+"""`make bench` itself, without measuring anything: its parts, its JSON, its page."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from store.importers.mbox import read_mbox
+from tests.benchmarks import mailboxes, report, run, train
+from tests.benchmarks.child import describe_failure, run_child
+from tests.benchmarks.job import describe
+from tests.benchmarks.machine import PressureWatch, describe_machine, peak_rss_bytes, read_pressure
+from tests.benchmarks.step_clock import StepClock
+from training.errors import ConfigError, OwnvoiceError
+from training.schemas import Job, JobMetrics, JobStatus
+
+MACHINE = {
+    "processor": "Z80",
+    "cores": 2,
+    "memory_bytes": 8_000_000_000,
+    "system": "Linux 7",
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0"},
+    "commit": "abc1234",
+}
+QUIET = {"before_avg10": 0.4, "after_avg10": 3.0, "stalled_share": 0.01}
+BUSY = {**QUIET, "before_avg10": 64.0}
+RUNS = [
+    {"trainer": "ours", "tokens_per_second": 900.0, "peak_rss_bytes": 2_000_000_000},
+    {"trainer": "trl_best", "tokens_per_second": 300.0, "peak_rss_bytes": 5_000_000_000},
+    {"trainer": "ours", "tokens_per_second": 700.0, "peak_rss_bytes": 1_900_000_000},
+    {"trainer": "trl_best", "tokens_per_second": 200.0, "peak_rss_bytes": 4_000_000_000},
+]
+JOB = Job(
+    id="job-1",
+    user_id="user-1",
+    status=JobStatus.COMPLETED,
+    version=1,
+    base_model="smollm2-135m",
+    training_emails=141,
+    timings={"train": 60.0, "extract": 0.2},
+    created_at=datetime(2026, 11, 22, 9, 0, 0, tzinfo=UTC),
+    completed_at=datetime(2026, 11, 22, 9, 1, 18, tzinfo=UTC),
+    metrics=JobMetrics(
+        held_out_nll_base=3.329, held_out_nll_adapter=2.563, held_out_emails=24, train_seconds=45.0
+    ),
+)
+IMPORTED = {"mails": 1139, "mails_per_second": 4000.0, "peak_rss_bytes": 60_000_000}
+FIGURES: dict[str, dict[str, Any]] = {
+    "train": {
+        "mailbox": "david",
+        "base_model": "smollm2-135m",
+        "examples": 141,
+        "runs": RUNS,
+        **train.compare(RUNS),
+    },
+    "import": {"mailbox": "wh-rice-c", "jsonl": IMPORTED, "mbox": IMPORTED},
+    "job": {
+        "mailbox": "david",
+        **describe(JOB, 80.0),
+        "row_to_running_seconds": 2.5,
+        "row_to_first_stage_seconds": 3.5,
+        "up_seconds": 9.0,
+    },
+    "clean": {
+        "mailbox": "fossum-d",
+        "first": {"mails_per_second": 700.0},
+        "second": {"mails_per_second": 900.0},
+        "peak_rss_bytes": 90_000_000,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, ModuleType]:
+    return run.load_parts()
+
+
+def assembled(pressure: dict[str, float] | None = QUIET, **changes: Any) -> dict[str, Any]:
+    settings = {"quick": False, "now": datetime(2026, 11, 22, tzinfo=UTC), **changes}
+    found = settings.pop("found", FIGURES)
+    return report.assemble("make bench", MACHINE, pressure, found, **settings)
+
+
+def test_every_part_has_a_title_a_measurement_and_a_table(parts: dict[str, ModuleType]) -> None:
+    assert list(parts) == ["train", "import", "job", "clean"]
+    for part in parts.values():
+        assert part.TITLE and callable(part.measure) and callable(part.table)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_rows_of_a_table_are_as_wide_as_its_header(name: str, parts: dict[str, ModuleType]) -> None:
+    header, *rows = parts[name].table(FIGURES[name])
+    assert rows
+    assert {len(row) for row in rows} == {len(header)}
+
+
+def test_figures_are_one_json_object() -> None:
+    figures = json.loads(json.dumps(assembled()))
+    assert figures["job"]["other_seconds"] == 35.0
+    assert figures["job"]["other_within_limit"] is True
+    assert figures["job"]["row_to_end_seconds"] == 78.0
+    assert list(figures["job"]["stage_seconds"]) == ["extract", "train"]
+    assert figures["cpu_pressure"] == QUIET
+    assert figures["quiet"] is True
+
+
+def test_page_shows_the_command_the_machine_and_every_part(parts: dict[str, ModuleType]) -> None:
+    page = report.to_markdown(assembled(), parts)
+    assert "    make bench\n" in page
+    assert "Z80, 2 cores, 8 GB" in page
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## Training",
+        "## Import",
+        "## One job",
+        "## Cleaning",
+    ]
+    assert (
+        "| TRL, best CPU configuration | 250 | 300, 200 | 5.00 GB | 3.2x as fast, 0.40x the memory |" in page
+    )
+    assert "3.329 → 2.563" in page
+
+
+def test_page_shows_only_what_was_measured(parts: dict[str, ModuleType]) -> None:
+    page = report.to_markdown(assembled(found={"clean": FIGURES["clean"]}), parts)
+    assert "## Cleaning" in page and "## Import" not in page
+
+
+@pytest.mark.parametrize(
+    ("pressure", "quick", "warning"),
+    [
+        (QUIET, False, "The machine was quiet"),
+        (BUSY, False, "Run it again on a quiet machine"),
+        (None, False, "does not say"),
+        (QUIET, True, "no figure here may be quoted"),
+    ],
+)
+def test_page_says_whether_its_figures_may_be_quoted(
+    pressure: dict[str, float] | None, quick: bool, warning: str, parts: dict[str, ModuleType]
+) -> None:
+    assert warning in report.to_markdown(assembled(pressure, quick=quick), parts)
+
+
+def test_missing_trl_is_said_with_the_command_that_brings_it(parts: dict[str, ModuleType]) -> None:
+    alone = [run for run in RUNS if run["trainer"] == "ours"]
+    figures = {**FIGURES["train"], **train.compare(alone), "runs": alone, "trl_missing": train.INSTALL_TRL}
+    assert "pip install --constraint constraints.txt" in report.to_markdown(
+        assembled(found={"train": figures}), parts
+    )
+
+
+def test_failed_part_is_named_and_the_others_are_shown(parts: dict[str, ModuleType]) -> None:
+    found = {**FIGURES, "job": {"error": "The Prefect server | stopped"}}
+    page = report.to_markdown(assembled(found=found), parts)
+    assert "Not measured: The Prefect server \\| stopped" in page
+    assert "## Cleaning" in page
+
+
+def test_failed_part_costs_the_exit_code_but_not_the_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(work: Path, quick: bool, progress: object) -> dict[str, Any]:
+        raise ConfigError("There is no mailbox.")
+
+    module = run.load_parts(["clean"])["clean"]
+    monkeypatch.setattr(module, "measure", refuse)
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    assert run.main(["--only", "clean", "--out", str(tmp_path / "docs" / "performance.md")]) == 1
+    assert json.loads(capsys.readouterr().out)["clean"]["error"] == "There is no mailbox."
+    assert "Not measured" in (tmp_path / "docs" / "performance.md").read_text()
+
+
+def test_unknown_part_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--only", "train,speed"])
+    assert "there is no part speed; choose from train, import, job, clean" in capsys.readouterr().err
+
+
+def test_failure_quotes_our_own_errors_only() -> None:
+    assert describe_failure(OwnvoiceError("Say it.")) == "Say it."
+    try:
+        raise ValueError("Dear Anna, my password is")
+    except ValueError as exc:
+        assert describe_failure(exc).startswith("ValueError at test_benchmarks.py:")
+
+
+def test_child_that_fails_is_named_with_its_last_words() -> None:
+    with pytest.raises(
+        OwnvoiceError, match=r"tests\.benchmarks\.train_data ended with exit code 1 .*KeyError"
+    ):
+        run_child("tests.benchmarks.train_data", {}, lambda done, total, text: None)
+
+
+def test_pressure_is_read_as_the_kernel_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "cpu"
+    file.write_text("some avg10=12.50 avg60=1.00 avg300=0.00 total=1000\nfull avg10=0.00 total=0\n")
+    assert read_pressure(file) == (12.5, 1000)
+    watch = PressureWatch(file)
+    file.write_text("some avg10=50.00 avg60=1.00 avg300=0.00 total=10000000000\n")
+    assert watch.summary() == {"before_avg10": 12.5, "after_avg10": 50.0, "stalled_share": 1.0}
+    assert PressureWatch(tmp_path / "none").summary() is None
+
+
+def test_first_step_warms_up_and_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 110.0, 111.0, 112.0])
+    monkeypatch.setattr("tests.benchmarks.step_clock.time.perf_counter", lambda: next(times))
+    clock = StepClock()
+    clock.start()
+    clock.start()
+    for tokens in (500, 900, 1300):
+        clock.step_done(tokens)
+    assert clock.figures() == {
+        "tokens_per_second": 400.0,
+        "seconds": 2.0,
+        "tokens": 800,
+        "steps": 2,
+        "first_step_seconds": 10.0,
+    }
+
+
+def test_generated_mail_is_the_same_each_time_and_survives_the_way_through_mbox(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    mailboxes.write_generated(first, 30)
+    mailboxes.write_generated(second, 30)
+    assert first.read_bytes() == second.read_bytes()
+    lines = mailboxes.Mailbox("generated", first)
+    mbox = mailboxes.write_mbox(lines, tmp_path / "converted.mbox")
+    written, read = mailboxes.read_sent(lines), mailboxes.read_sent(mbox)
+    assert len(written) == 30
+    assert all(found.message is not None for found in read_mbox([mbox.path]))
+    assert [m.body_text.split() for m in read] == [m.body_text.split() for m in written]
+    assert [m.sent_at for m in read] == [m.sent_at for m in written]
+
+
+def test_sample_stands_in_where_the_real_mailboxes_are_not_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mailboxes, "SHARED", tmp_path)
+    mailbox = mailboxes.find_mailbox("david")
+    assert mailbox.name == "merrin (sample)"
+    assert len(mailboxes.read_sent(mailbox)) == 197
+
+
+def test_machine_is_described_without_host_or_path() -> None:
+    machine = describe_machine()
+    assert {*machine} == {*MACHINE}
+    assert os.uname().nodename not in machine["system"].split()
+    assert peak_rss_bytes() > 10_000_000
+
+
+def test_help_comes_without_loading_torch() -> None:
+    code = (
+        "import sys, tests.benchmarks.run as r; r.load_parts(); "
+        "sys.exit('torch' in sys.modules or 'trl' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=mailboxes.PROJECT_ROOT, check=True)
