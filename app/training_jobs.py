@@ -71,8 +71,9 @@ def cancel_job(session: Session, job_id: str, wait_s: float = CANCEL_WAIT_S) -> 
     Raises InvalidTransition when the job has ended already.
     """
     job = jobs.request_cancel(session.db, jobs.find_job(session.db, job_id).id)
-    if job.status is JobStatus.PENDING and not job.status.is_final:
+    if job.status is JobStatus.PENDING and job.stage is None:
         # No stage has begun: nothing has to be stopped but a flow run that may be waiting for a worker.
+        # A retried job goes the other way: its flow deletes what the earlier attempt left.
         job = jobs.mark_cancelled(session.db, job.id)
         if job.flow_run_id is not None:
             session.orchestrator.cancel_run(job.flow_run_id)

@@ -15,9 +15,10 @@ from prefect.states import State
 
 from tasks.cohort import train_on_gpu
 from tasks.data import prepare_data
+from tasks.hooks import on_cancellation, on_crashed
 from tasks.prove import evaluate_adapter
 from tasks.publish import activate, publish_adapter, write_samples
-from tasks.stages import claim_job, end_cancelled, end_failed, on_cancellation, on_crashed
+from tasks.stages import claim_job, end_cancelled, end_failed
 from training.errors import TrainingCancelled
 from training.schemas import Outcome, Trigger
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager, suppress
 
 from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.flows import Flow
+from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
 from store import jobs, users
@@ -136,32 +135,3 @@ def take_back(job: Job) -> None:
 def forget_mail(job_id: str) -> None:
     """Delete what holds mail text, once the job no longer needs it; adapter, report and numbers stay."""
     job_folder(job_id).remove(DATASET, HELD_OUT, CHECKPOINT, PROGRESS)
-
-
-def on_cancellation(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
-    """Mirror a cancel from the Prefect UI; runs in a process of its own, so it knows only the flow run."""
-    job = _job_of(flow_run)
-    if job is not None and not job.status.is_final:
-        end_cancelled(job.id)
-
-
-def on_crashed(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
-    """A flow process that died leaves a FAILED job that says so, not one that seems to run for ever."""
-    job = _job_of(flow_run)
-    if job is not None and not job.status.is_final:
-        jobs.fail_job(
-            database(),
-            job.id,
-            "FLOW_CRASHED",
-            f"The process that ran the job died at stage {job.stage or 'start'}. "
-            f"Run `ownvoice retry {job.id}`: it goes on from the last finished stage.",
-        )
-
-
-def _job_of(flow_run: FlowRun) -> Job | None:
-    db = database()
-    user = users.find_user(db, str(flow_run.parameters["user_id"]))
-    for job in jobs.list_jobs(db, user.id, limit=10):
-        if job.flow_run_id == str(flow_run.id) or job.id == flow_run.parameters.get("job_id"):
-            return job
-    return None
