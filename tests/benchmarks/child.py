@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.machine import PressureWatch, peak_rss_bytes
+from tests.benchmarks.machine import OthersWatch, PressureWatch, peak_rss_bytes
 from training.errors import OwnvoiceError
 from training.settings import PROJECT_ROOT
 
@@ -32,11 +32,12 @@ STOP_S = 20.0
 def run_child(
     module: str, request: Mapping[str, Any], report: Report, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run `module` with `request`; return its figures with `peak_rss_bytes` and `cpu_pressure` added.
+    """Run `module` with `request`; return its figures with its `peak_rss_bytes`, the `cpu_pressure` and
+    `others_share` (machine.OthersWatch) meanwhile added.
 
     Raises OwnvoiceError with its last words when it fails.
     """
-    watch = PressureWatch()
+    watch, others = PressureWatch(), OthersWatch()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         child = subprocess.Popen(
             [sys.executable, "-m", module],
@@ -55,7 +56,7 @@ def run_child(
             said.seek(0)
             last = (said.read().strip().splitlines() or ["It said nothing."])[-1]
             raise OwnvoiceError(f"{module} ended with exit code {child.returncode} and no figures: {last}")
-    return {**result, "cpu_pressure": watch.summary()}
+    return {**result, "cpu_pressure": watch.summary(), "others_share": others.share()}
 
 
 def serve(measure: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:

@@ -19,6 +19,8 @@ PRESSURE_FILE = Path("/proc/pressure/cpu")
 QUIET_AVG10 = 5.0
 """Percent of the last 10 s in which some process waited for a processor; above it a figure is worth nothing:
 one busy neighbour can take half the speed (references/training.md, pitfalls)."""
+OTHERS_LIMIT = 0.05
+"""Share of all processor time that others may take during a measurement before it counts as disturbed."""
 PACKAGES = ("torch", "transformers", "peft", "trl", "prefect", "psycopg", "xllamacpp")
 
 
@@ -61,6 +63,32 @@ class PressureWatch:
             "after_avg10": after.avg10,
             "stalled_share": round(min(1.0, (after.stalled_us - self._before.stalled_us) / elapsed_us), 3),
         }
+
+
+class OthersWatch:
+    """What share of the machine others use while this process and the children that it waits for work.
+
+    Pressure cannot say: a measured process with a third thread stalls on two cores all by itself.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def share(self) -> float:
+        """Return others' share, 0 to 1, of the processor time there was since the making."""
+        elapsed, busy, own = (
+            after - before for after, before in zip(self._read(), self._before, strict=True)
+        )
+        available = max(1e-9, elapsed * (os.cpu_count() or 1))
+        return round(min(1.0, max(0.0, (busy - own) / available)), 3)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        every, own = psutil.cpu_times(), os.times()
+        # Steal is what the neighbours of a virtual machine took; guest time is counted in user already.
+        kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+        busy = sum(getattr(every, kind, 0.0) for kind in kinds)
+        return time.monotonic(), busy, sum(own[:4])
 
 
 def describe_machine() -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
-from tests.benchmarks.machine import QUIET_AVG10
+from tests.benchmarks.machine import OTHERS_LIMIT, QUIET_AVG10
 
 
 def assemble(
@@ -20,13 +20,17 @@ def assemble(
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """Return the object that the benchmark prints. `quiet` is None where the pressure cannot be known."""
+    others = max(_others_shares(parts), default=0.0)
     return {
         "command": command,
         "at": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
         "quick": quick,
         "machine": machine,
         "cpu_pressure": pressure,
-        "quiet": None if pressure is None else pressure["before_avg10"] < QUIET_AVG10,
+        "others_share": others,
+        "quiet": None
+        if pressure is None
+        else pressure["before_avg10"] < QUIET_AVG10 and others < OTHERS_LIMIT,
         **parts,
     }
 
@@ -66,15 +70,27 @@ def _worth(figures: dict[str, Any]) -> str:
         return "**A trial at reduced size (`--quick`): no figure here may be quoted.**"
     if pressure is None:
         return "This system does not say whether other processes used its processors meanwhile."
-    waited = (
-        f"{pressure['before_avg10']:.0f} % of the 10 s before the start some process waited for a processor"
+    seen = (
+        f"in {pressure['before_avg10']:.0f} % of the 10 s before the start some process waited for a "
+        f"processor (limit {QUIET_AVG10:.0f} %), and others took at most "
+        f"{100 * figures['others_share']:.0f} % of the processors during a run (limit {100 * OTHERS_LIMIT:.0f} %)."
     )
     if figures["quiet"]:
-        return f"The machine was quiet: in {waited} (limit {QUIET_AVG10:.0f} %)."
-    return (
-        f"**The machine was busy with something else: in {waited} (limit {QUIET_AVG10:.0f} %). "
-        "Run it again on a quiet machine before quoting a figure.**"
-    )
+        return f"The machine was quiet: {seen}"
+    return f"**The machine was busy: {seen} Run it again on a quiet machine before quoting a figure.**"
+
+
+def _others_shares(value: Any) -> Iterator[float]:
+    """Yield every `others_share` in nested figures."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _others_shares(item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key == "others_share":
+                yield item
+            else:
+                yield from _others_shares(item)
 
 
 def _row(cells: list[str]) -> str:

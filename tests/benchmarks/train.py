@@ -9,6 +9,7 @@ not count (tests/benchmarks/step_clock.py). Trainers:
     trl_best   the same in the fastest CPU configuration that was found: mails grouped by length, "eager"
                attention (the backward pass of fused attention is slow on CPU), tcmalloc where it is installed
 
+Peak memory depends on the longest mails that a run meets, so two TRL runs of a few steps may differ in it.
 Gradient checkpointing is off for all; TRL's own default, on, needs less memory and is slower.
 """
 

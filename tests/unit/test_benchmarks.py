@@ -17,7 +17,13 @@ from store.importers.mbox import read_mbox
 from tests.benchmarks import mailboxes, report, run, train
 from tests.benchmarks.child import describe_failure, run_child
 from tests.benchmarks.job import describe
-from tests.benchmarks.machine import PressureWatch, describe_machine, peak_rss_bytes, read_pressure
+from tests.benchmarks.machine import (
+    OthersWatch,
+    PressureWatch,
+    describe_machine,
+    peak_rss_bytes,
+    read_pressure,
+)
 from tests.benchmarks.step_clock import StepClock
 from training.errors import ConfigError, OwnvoiceError
 from training.schemas import Job, JobMetrics, JobStatus
@@ -147,6 +153,21 @@ def test_page_says_whether_its_figures_may_be_quoted(
     pressure: dict[str, float] | None, quick: bool, warning: str, parts: dict[str, ModuleType]
 ) -> None:
     assert warning in report.to_markdown(assembled(pressure, quick=quick), parts)
+
+
+def test_neighbour_during_one_run_of_many_makes_the_figures_worthless() -> None:
+    runs = [{**RUNS[0], "others_share": 0.01}, {**RUNS[1], "others_share": 0.4}]
+    figures = assembled(found={"train": {"runs": runs}})
+    assert figures["others_share"] == 0.4
+    assert figures["quiet"] is False
+
+
+def test_own_work_is_not_taken_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In 10 s on 2 processors 10 s were worked, 6 of them by us: others had 4 of 20.
+    readings = iter([(100.0, 50.0, 1.0), (110.0, 60.0, 7.0)])
+    monkeypatch.setattr(OthersWatch, "_read", staticmethod(lambda: next(readings)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert OthersWatch().share() == 0.2
 
 
 def test_missing_trl_is_said_with_the_command_that_brings_it(parts: dict[str, ModuleType]) -> None:
