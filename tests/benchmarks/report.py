@@ -70,10 +70,11 @@ def _worth(figures: dict[str, Any]) -> str:
         return "**A trial at reduced size (`--quick`): no figure here may be quoted.**"
     if pressure is None:
         return "This system does not say whether other processes used its processors meanwhile."
+    others = f"{100 * figures['others_share']:.0f} %"
     seen = (
         f"in {pressure['before_avg10']:.0f} % of the 10 s before the start some process waited for a "
-        f"processor (limit {QUIET_AVG10:.0f} %), and others took at most "
-        f"{100 * figures['others_share']:.0f} % of the processors during a run (limit {100 * OTHERS_LIMIT:.0f} %)."
+        f"processor (limit {QUIET_AVG10:.0f} %), and others took at most {others} of the processors "
+        f"during a run (limit {100 * OTHERS_LIMIT:.0f} %)."
     )
     if figures["quiet"]:
         return f"The machine was quiet: {seen}"
