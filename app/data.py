@@ -11,8 +11,8 @@ from store.importers.load import import_mailbox
 from training.base_models import find_base_model
 from training.config import load_train_config
 from training.dataset import prepare
-from training.estimate import estimate_training
 from training.errors import ConfigError, UnknownUser, UnreadableMailbox
+from training.estimate import estimate_training
 from training.schemas import DataReport, ImportReport, User
 
 
@@ -26,7 +26,7 @@ def import_for(
     consent: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[User, ImportReport, bool]:
-    """Read a mailbox into the account of `email`; returns the user, what became of it, and whether they are new.
+    """Read a mailbox into the account of `email`; returns the user, the report and whether the user is new.
 
     A new user agrees to voice training unless `consent` is False; a known user's answer changes only when
     `consent` is given. An import that stores nothing because it fails leaves no new user behind.

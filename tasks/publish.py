@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -10,13 +11,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
+from serving.adapter_file import file_digest
 from serving.base import adapter_name
 from store import jobs
 from tasks.job_folder import ADAPTER_GGUF, RECIPE, SAMPLES
 from tasks.stages import forget_mail, require_consent, stage, stop_if_cancelled, take_back
 from tasks.tools import database, job_folder, serving, settings
 from training.dataset import NEUTRAL_INSTRUCTIONS, ChatTemplate, prompt_messages
-from training.errors import NoConsent, ServingUnavailable, TrainingCancelled
+from training.errors import AdapterRefused, NoConsent, ServingUnavailable, TrainingCancelled
 from training.schemas import GateDecision, GenerateOptions, Job, Outcome, Published, Stage
 
 SAMPLE_OPTIONS = GenerateOptions(seed=7, max_tokens=160)
@@ -58,6 +60,7 @@ def publish_adapter(job_id: str) -> Published:
             serving(job.base_model, expected_prompt=template.render_for_server) as engine,
             folder.workspace() as workspace,
         ):
+            _require_judged(workspace / ADAPTER_GGUF, job)
             engine.base_ready()
             published = engine.publish(workspace / ADAPTER_GGUF, name)
             # Recorded before the proof, so that a cancel or a failure from here on knows what to take back.
@@ -121,6 +124,16 @@ def activate(job_id: str, decision: GateDecision) -> Job:
             raise
     forget_mail(job_id)
     return jobs.find_job(db, job_id)
+
+
+def _require_judged(adapter: Path, job: Job) -> None:
+    """Raise AdapterRefused unless the file is the one that was measured: storage is not trusted for that."""
+    found = file_digest(adapter)
+    if found != job.adapter_digest:
+        raise AdapterRefused(
+            f"The adapter of job {job.id} is not the one that was judged ({found[:19]}…, not "
+            f"{str(job.adapter_digest)[:19]}…): its file was damaged or replaced. Train again."
+        )
 
 
 def _quoted(text: str) -> str:
