@@ -6,6 +6,7 @@ each leaves the base as it found it.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import random
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 CHECKPOINT_FILE = "state.pt"
+GIVE_BACK_EVERY_STEPS = 8
 EXPLODED = 2.0
 """Nat above the first steps' mean loss at which training counts as diverged: the loss of a usable base on
 mail is 2–4 nat per token, uniform guessing over 49,152 tokens is 10.8."""
@@ -159,6 +161,8 @@ def train_adapter(
             if now - saved >= config.checkpoint_every_s and step + 1 < steps:
                 state.save(step + 1, session_tokens, now - started, weights, optimiser)
                 saved = now
+            if step % GIVE_BACK_EVERY_STEPS == 0:
+                _give_back_memory()
             if on_progress is not None:
                 rate = session_tokens / (now - started)
                 left = sum(
@@ -443,6 +447,17 @@ def _save_adapter(model: PeftModel, folder: Path) -> None:
     model.save_pretrained(str(aside))
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system where the C library keeps it (glibc's `malloc_trim`).
+
+    Batches of changing shape leave holes: without this the process grew from 2.3 GB in the first epoch to
+    2.8 GB in the third on the same mails, live memory unchanged.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _stop_if_diverged(losses: Sequence[float]) -> None:
