@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 from app.orchestrator import Orchestrator
@@ -11,7 +12,7 @@ from app.session import Session
 from store import jobs, users
 from training.base_models import find_base_model
 from training.config import load_train_config
-from training.errors import ConfigError, NoConsent, OwnvoiceError
+from training.errors import ConfigError, NoConsent, OrchestratorUnavailable, OwnvoiceError
 from training.schemas import Job, JobEvent, JobStatus, Trigger
 
 DEPLOYMENT = "train-user/default"
@@ -76,7 +77,9 @@ def cancel_job(session: Session, job_id: str, wait_s: float = CANCEL_WAIT_S) -> 
         # A retried job goes the other way: its flow deletes what the earlier attempt left.
         job = jobs.mark_cancelled(session.db, job.id)
         if job.flow_run_id is not None:
-            session.orchestrator.cancel_run(job.flow_run_id)
+            # A run that cannot be told finds the job cancelled when it starts, and leaves it alone.
+            with suppress(OrchestratorUnavailable, ConfigError):
+                session.orchestrator.cancel_run(job.flow_run_id)
         return job
     deadline = time.monotonic() + wait_s
     while not job.status.is_final and time.monotonic() < deadline:

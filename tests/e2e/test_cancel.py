@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +56,18 @@ def cancelled(running: Running, two_trains: tuple[Answer, Answer]) -> Cancelled:
 
 
 @pytest.fixture
-def paused_cpu_pool(running: Running) -> Any:
-    """No worker takes a run up while the test lasts."""
-    url = f"{running.written['prefectApiUrl']}/work_pools/cpu"
+def paused_cpu_pool(running: Running) -> Iterator[None]:
+    yield from paused(running, "cpu")
+
+
+@pytest.fixture
+def paused_gpu_pool(running: Running) -> Iterator[None]:
+    yield from paused(running, "gpu")
+
+
+def paused(running: Running, pool: str) -> Iterator[None]:
+    """No worker takes up a run of the pool meanwhile."""
+    url = f"{running.written['prefectApiUrl']}/work_pools/{pool}"
     httpx.patch(url, json={"is_paused": True}).raise_for_status()
     yield
     httpx.patch(url, json={"is_paused": False}).raise_for_status()
@@ -113,6 +123,13 @@ def test_job_that_nobody_has_taken_up_is_cancelled_at_once(running: Running, end
     assert error["code"] == "INVALID_TRANSITION"
 
 
+@pytest.mark.usefixtures("cancelled", "paused_cpu_pool")
+def test_waiting_job_is_cancelled_while_the_prefect_server_is_away(running: Running, endless: Path) -> None:
+    waiting = running.command("train", THEA, "--config", endless, "--json").json
+    away = running.command.with_variables(PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert away("cancel", waiting["id"], "--json").json["status"] == "CANCELLED"
+
+
 @pytest.mark.usefixtures("cancelled")
 def test_cancel_on_prefects_page_stops_the_job_as_the_command_does(running: Running, endless: Path) -> None:
     job = running.command("train", THEA, "--config", endless, "--json").json
@@ -126,17 +143,21 @@ def test_cancel_on_prefects_page_stops_the_job_as_the_command_does(running: Runn
     assert not running.folder(job["id"]).exists()
 
 
-@pytest.mark.usefixtures("cancelled")
-def test_retried_job_that_is_cancelled_before_it_starts_leaves_no_mail(
+@pytest.mark.usefixtures("cancelled", "paused_gpu_pool")
+def test_retried_job_that_is_cancelled_before_it_trains_leaves_no_mail(
     running: Running, command: CommandLine, endless: Path
 ) -> None:
     job = command("train", THEA, "--config", endless, "--json").json
-    wait_for_training(running, job["id"])
-    (training,) = running.runs_of("worker-gpu")
-    training.kill()
+    running.wait_for_job(job["id"], "TRAINING")
+    wait_for(lambda: running.training_runs(job["id"]), "the training to be asked for")
+    (parent,) = running.runs_of("worker-cpu")
+    parent.kill()
     running.wait_for_job(job["id"], "FAILED")
+    assert [run["state_type"] for run in running.training_runs(job["id"])] == ["CANCELLED"]
     assert (running.folder(job["id"]) / "dataset.jsonl").exists()
+
     command("retry", job["id"], "--json")
-    command("cancel", job["id"], "--json", timeout_s=180)
-    assert running.job(job["id"])["status"] == "CANCELLED"
-    wait_for(lambda: not running.folder(job["id"]).exists(), "the job folder to go", timeout_s=30)
+    command("cancel", job["id"], "--json")
+    running.wait_for_job(job["id"], "CANCELLED")
+    assert not running.folder(job["id"]).exists()
+    assert {run["state_type"] for run in running.training_runs(job["id"])} == {"CANCELLED"}
