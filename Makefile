@@ -33,8 +33,8 @@ lint: setup ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## measure speed and memory; prints JSON
-	@$(BIN)/python -m tests.benchmarks.run
+bench: setup ## measure speed and memory; prints JSON   [OUT=docs/performance.md ONLY=train,job]
+	@$(BIN)/python -m tests.benchmarks.run $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY))
 
 up: setup ## start the local stack: PostgreSQL, Prefect server, two workers
 	@$(BIN)/ownvoice up

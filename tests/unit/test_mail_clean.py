@@ -474,5 +474,7 @@ def test_a_calendar_part_with_a_method_is_the_calendars_own_mail() -> None:
 
 
 def test_a_signature_that_begins_the_body_is_no_text_of_its_own() -> None:
-    text = "-- \nAnna Smith, builder of boats of every kind since 1997\nThe Slip, Wexmouth, by the old harbour"
+    text = (
+        "-- \nAnna Smith, builder of boats of every kind since 1997\nThe Slip, Wexmouth, by the old harbour"
+    )
     assert clean(text).own_words == ""
