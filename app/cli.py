@@ -34,6 +34,8 @@ db_app = typer.Typer(help="The database schema.", no_args_is_help=True, rich_mar
 app.add_typer(db_app, name="db")
 
 REFUSED_CODES = {"NOT_ENOUGH_MAIL", "NO_CONSENT"}
+FINAL_CODES = REFUSED_CODES | {"ADAPTER_REFUSED", "TRAINING_DIVERGED", "CONFIG"}
+"""Failures that the same job would meet again; a retry is not offered."""
 UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id or e-mail address.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its first 6 characters.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
@@ -283,7 +285,7 @@ def _started(session: Session, job: Job, follow: bool, as_json: bool) -> None:
         _print_json(job.to_json_dict())
     elif follow:
         terminal.show_result(job)
-        if job.status is JobStatus.FAILED and job.error_code not in REFUSED_CODES:
+        if job.status is JobStatus.FAILED and job.error_code not in FINAL_CODES:
             terminal.show_notice(f"Try again from its last finished stage: ownvoice retry {job.id}")
     else:
         terminal.show_notice(

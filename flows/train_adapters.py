@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, get_run_logger
+from prefect.states import Cancelled, State
 
 from tasks.train import train_job
-from training.errors import OwnvoiceError
+from training.errors import OwnvoiceError, TrainingCancelled
 
 
 @flow(name="train-adapters", flow_run_name="train-{base_model}")
-def train_adapters(job_ids: list[str], base_model: str, storage_url: str) -> list[dict[str, Any]]:
+def train_adapters(
+    job_ids: list[str], base_model: str, storage_url: str
+) -> list[dict[str, Any]] | State[None]:
     """Train the adapters of a cohort of jobs on one loaded base model.
 
     Args:
@@ -29,6 +32,8 @@ def train_adapters(job_ids: list[str], base_model: str, storage_url: str) -> lis
         "%d of %d adapters trained on %s", len(results) - len(failed), len(results), base_model
     )
     if failed and len(failed) == len(results):
+        if all(result.error_code == TrainingCancelled.code for result in failed):
+            return Cancelled(message=f"All {len(results)} jobs of this cohort were cancelled.")
         raise OwnvoiceError(
             f"None of the {len(results)} jobs of this cohort was trained: {failed[0].error_message}"
         )

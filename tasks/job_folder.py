@@ -124,6 +124,9 @@ class JobFolder:
         if self.is_local:
             yield Path(self.path)
             return
+        for stale in Path(tempfile.gettempdir()).glob(f"ownvoice-{self.job_id}-*"):
+            # Left by a process that was killed: it holds mail.
+            shutil.rmtree(stale, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"ownvoice-{self.job_id}-"))
         try:
             with self._storage("the job folder"):

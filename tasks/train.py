@@ -105,6 +105,8 @@ def _train(folder: JobFolder) -> None:
             on_progress=report.step,
             should_stop=report.cancelled,
             after_training=measure,
+            # Storage that is no local disk gets each checkpoint, or a lost GPU machine takes it along.
+            on_checkpoint=lambda: folder.push(workspace, CHECKPOINT),
         )
         if spec.current_adapter is not None:
             try:

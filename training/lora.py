@@ -98,10 +98,12 @@ def train_adapter(
     on_progress: Callable[[TrainingProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     after_training: Callable[[PeftModel], None] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
 ) -> TrainingResult:
     """Train an adapter on `examples` and save it as PEFT safetensors in `out_dir`/adapter.
 
-    `after_training` is called with the finished model while it is still in memory (held-out losses). A
+    `on_checkpoint` is called after each checkpoint is written. `after_training` is called with the finished
+    model while it is still in memory (held-out losses). A
     checkpoint in `out_dir`/checkpoint is resumed when it was made by the same configuration and examples.
 
     Raises:
@@ -160,6 +162,8 @@ def train_adapter(
             now = time.monotonic()
             if now - saved >= config.checkpoint_every_s and step + 1 < steps:
                 state.save(step + 1, session_tokens, now - started, weights, optimiser)
+                if on_checkpoint is not None:
+                    on_checkpoint()
                 saved = now
             if step % GIVE_BACK_EVERY_STEPS == 0:
                 _give_back_memory()

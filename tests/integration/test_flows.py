@@ -426,6 +426,13 @@ def test_cohort_of_which_nothing_was_trained_fails(home: Path, storage: str) -> 
         train_adapters(["empty"], BASE, storage)
 
 
+def test_cohort_whose_jobs_were_all_cancelled_ends_cancelled(home: Path, storage: str) -> None:
+    from flows.train_adapters import train_adapters
+
+    cohort_job(home, "stopped", examples(8)).write_text(CANCEL, "")
+    assert train_adapters(["stopped"], BASE, storage, return_state=True).is_cancelled()
+
+
 def test_training_that_is_finished_is_not_repeated(home: Path, storage: str) -> None:
     from flows.train_adapters import train_adapters
 

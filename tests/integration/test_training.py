@@ -218,6 +218,15 @@ def test_held_out_losses_are_each_mails_own_in_the_order_given(base: LoadedBase,
 # ---- crash and resume ------------------------------------------------------------------------------
 
 
+def test_every_checkpoint_is_announced_once_it_is_whole(base: LoadedBase, tmp_path: Path) -> None:
+    announced: list[int] = []
+    state = tmp_path / "checkpoint" / "state.pt"
+    result = train_adapter(
+        TINY, tiny_examples(), base, tmp_path, on_checkpoint=lambda: announced.append(state.stat().st_size)
+    )
+    assert len(announced) == result.steps - 1 and all(announced)
+
+
 class PowerCut(Exception):
     pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,3 +247,15 @@ def test_a_scratch_copy_is_the_owners_alone_and_gone_after_an_error(remote: JobF
         assert workspace.stat().st_mode & 0o777 == 0o700
         raise KeyError
     assert not workspace.exists()
+
+
+def test_a_killed_process_scratch_copy_is_deleted_by_the_next(
+    remote: JobFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stale = tmp_path / f"ownvoice-{remote.job_id}-killed"
+    stale.mkdir()
+    (stale / DATASET).write_text("mail")
+    with remote.workspace() as workspace:
+        assert workspace.parent == tmp_path and not stale.exists()
+    assert not list(tmp_path.iterdir())
