@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -117,18 +116,17 @@ def test_ordinary_user_starts_a_server_beside_roots(home: Path) -> None:
     theirs = Path(tempfile.mkdtemp(prefix="ownvoice-user-"))
     os.chown(theirs, NOBODY, NOBODY)
 
-    def start_as_nobody() -> None:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-        embedded.start(theirs)
-
+    # A process of its own, which imports as root (root's Python need not be readable for others) and then
+    # becomes somebody else. A fork of this process would bring along the threads of every test before.
+    program = (
+        "import os, sys; from pathlib import Path; from store import embedded; "
+        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); embedded.start(Path(sys.argv[1]))"
+    )
     try:
-        # A fork, not a new interpreter: root's Python need not be readable for others.
-        starter = multiprocessing.get_context("fork").Process(target=start_as_nobody)
-        starter.start()
-        starter.join(timeout=60)
-        assert starter.exitcode == 0
+        started = subprocess.run(
+            [sys.executable, "-c", program, str(theirs)], capture_output=True, text=True, timeout=60
+        )
+        assert started.returncode == 0, started.stderr
         url = embedded.status(theirs).url
         assert url is not None
         connect(url)
