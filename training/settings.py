@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from training.errors import ConfigError
@@ -72,6 +72,12 @@ class Settings(BaseSettings):
     @property
     def storage(self) -> str:
         return self.storage_url or (self.home / "storage").as_posix()
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        """Workers run in another folder: a relative home would be another one there."""
+        return home.expanduser().resolve()
 
     def serving_options(self, base: BaseModel) -> dict[str, Any]:
         """Return the arguments of `serving.engines.open_serving` for one base model. Raises ConfigError."""

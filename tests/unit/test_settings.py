@@ -1,0 +1,58 @@
+"""Settings: what the environment may say, and what it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.errors import ConfigError
+from training.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of ours is set, and the working folder holds no .env."""
+    for name in ("OWNVOICE_HOME", "OWNVOICE_SERVING", "OLLAMA_BASE_URL", "DATABASE_URL", "OWNVOICE_ENV_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_with_nothing_set_every_part_is_embedded() -> None:
+    settings = load_settings()
+    assert (settings.engine, settings.database_url, settings.prefect_api_url) == ("llamacpp", None, None)
+    assert settings.home.name == ".ownvoice" and settings.storage == f"{settings.home}/storage"
+
+
+def test_an_ollama_address_alone_chooses_ollama(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:11434/api")
+    assert load_settings().engine == "ollama"
+    monkeypatch.setenv("OWNVOICE_SERVING", "llamacpp")
+    assert load_settings().engine == "llamacpp"
+
+
+@pytest.mark.parametrize("given", ["here", "~/there"])
+def test_home_means_the_same_folder_in_every_process(
+    given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OWNVOICE_HOME", given)
+    assert load_settings().home == tmp_path / Path(given).name
+
+
+def test_an_unusable_value_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWNVOICE_HOURLY_PRICE", "cheap")
+    with pytest.raises(ConfigError, match="OWNVOICE_HOURLY_PRICE is not usable"):
+        load_settings()
+
+
+def test_a_gpu_worker_reads_no_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://anna:secret@127.0.0.1/own\n")
+    assert load_settings().database_url is not None
+    monkeypatch.setenv("OWNVOICE_ENV_FILE", "")
+    assert load_settings().database_url is None
+
+
+def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://anna:secret@127.0.0.1/own")
+    assert "secret" not in repr(load_settings())
