@@ -18,8 +18,8 @@ from tasks.job_folder import ADAPTER_GGUF, RECIPE, SAMPLES
 from tasks.stages import forget_mail, require_consent, stage, stop_if_cancelled, take_back
 from tasks.tools import database, job_folder, serving, settings
 from training.dataset import NEUTRAL_INSTRUCTIONS, ChatTemplate, prompt_messages
-from training.errors import AdapterRefused, NoConsent, ServingUnavailable, TrainingCancelled
-from training.schemas import GateDecision, GenerateOptions, Job, Outcome, Published, Stage
+from training.errors import AdapterRefused, NoConsent, ServingError, ServingUnavailable, TrainingCancelled
+from training.schemas import EventLevel, GateDecision, GenerateOptions, Job, Outcome, Published, Stage
 
 SAMPLE_OPTIONS = GenerateOptions(seed=7, max_tokens=160)
 
@@ -78,18 +78,26 @@ def publish_adapter(job_id: str) -> Published:
     cache_policy=NO_CACHE,
 )
 def write_samples(job_id: str) -> None:
-    """Let base and adapter answer the same neutral prompts, for people to look at."""
-    job = jobs.find_job(database(), job_id)
+    """Let base and adapter answer the same neutral prompts, for people to look at.
+
+    An engine that cannot write them costs the job its samples, not its verified adapter.
+    """
+    db = database()
+    job = jobs.find_job(db, job_id)
     stop_if_cancelled(job_id)
-    with serving(job.base_model) as engine:
-        samples = [
-            {
-                "prompt": prompt,
-                "base": engine.generate(None, prompt_messages(prompt), SAMPLE_OPTIONS),
-                "adapter": engine.generate(job.model_name, prompt_messages(prompt), SAMPLE_OPTIONS),
-            }
-            for prompt in NEUTRAL_INSTRUCTIONS
-        ]
+    try:
+        with serving(job.base_model) as engine:
+            samples = [
+                {
+                    "prompt": prompt,
+                    "base": engine.generate(None, prompt_messages(prompt), SAMPLE_OPTIONS),
+                    "adapter": engine.generate(job.model_name, prompt_messages(prompt), SAMPLE_OPTIONS),
+                }
+                for prompt in NEUTRAL_INSTRUCTIONS
+            ]
+    except ServingError as exc:
+        jobs.add_event(db, job_id, f"No samples were written: {exc}", level=EventLevel.WARN)
+        return
     job_folder(job_id).write_json(SAMPLES, {"samples": samples})
     create_markdown_artifact(
         key=f"samples-{job_id}",

@@ -281,6 +281,16 @@ def test_fault_that_nobody_foresaw_fails_the_job_by_its_type_alone(
     assert "KeyError" in str(job.error_message) and SECRET_WORD not in str(job.error_message)
 
 
+def test_samples_that_cannot_be_written_cost_no_verified_adapter(
+    trained: Job, db: Database, anna: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.publish.prompt_messages", lambda prompt: [])  # the engine refuses this
+    assert run_flow(trained).is_completed()
+    job = jobs.find_job(db, trained.id)
+    assert job.outcome is Outcome.PROMOTED and active_model(db, anna) == job.model_name
+    assert [e.level for e in jobs.events(db, job.id) if e.message.startswith("No samples")] == ["warn"]
+
+
 # ---- the engine is away ------------------------------------------------------------------------------
 
 
