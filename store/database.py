@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from training.errors import ConfigError, StoreError
+from training.errors import ConfigError, StoreError, StoreUnavailable
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -152,7 +152,7 @@ def store_error(exc: psycopg.Error, address: str) -> StoreError:
         )
     if isinstance(exc, psycopg.OperationalError) and (not state or state[:2] in ("08", "53", "57")):
         reason = re.sub(r"\s+", " ", said.strip().splitlines()[0].rpartition("failed: ")[2]) if said else kind
-        return StoreError(
+        return StoreUnavailable(
             f"PostgreSQL at {address} does not answer ({reason}). Start it (`ownvoice up` starts the "
             "embedded one) or correct DATABASE_URL."
         )

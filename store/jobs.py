@@ -60,6 +60,8 @@ _COLUMNS = sql.SQL(
     j."estimatedCost"::float8 AS estimated_cost, j."actualCost"::float8 AS actual_cost,
     j."errorCode" AS error_code, j."errorMessage" AS error_message, j."flowRunId" AS flow_run_id,
     j."idempotencyKey" AS idempotency_key, j."cancelRequested" AS cancel_requested,
+    j."attempts", j."dispatchedAt" AS dispatched_at, j."sentCount" AS sent_count,
+    j."lastPosition" AS last_position, j."etaSeconds" AS eta_seconds,
     j."createdAt"::timestamptz AS created_at, j."startedAt"::timestamptz AS started_at,
     j."completedAt"::timestamptz AS completed_at, j."updatedAt"::timestamptz AS updated_at
     """
@@ -77,6 +79,9 @@ _RECORDABLE = {
     "estimated_seconds": "estimatedSeconds",
     "estimated_cost": "estimatedCost",
     "actual_cost": "actualCost",
+    "sent_count": "sentCount",
+    "last_position": "lastPosition",
+    "eta_seconds": "etaSeconds",
 }
 _MERGEABLE = {"config", "metrics", "timings"}
 
@@ -287,7 +292,8 @@ def record(db: Database, job_id: str, **columns: Any) -> Job:
 
     Takes the names of `Job` (snake_case): training_emails, model_name, adapter_path, adapter_size,
     adapter_digest, incremental_from, lora_rank, lora_alpha, estimated_seconds, estimated_cost, actual_cost,
-    metrics (JobMetrics or a dict), timings, config. Raises TypeError for any other, UnknownJob.
+    sent_count, last_position, eta_seconds, metrics (JobMetrics or a dict), timings, config. Raises TypeError
+    for any other, UnknownJob.
     """
     changes: list[sql.Composable] = []
     values: dict[str, Any] = {}
@@ -493,10 +499,11 @@ def complete_job(
                 "adapterNextTraining" = now() + make_interval(days => "adapterTrainingInterval"),
                 "adapterLastTrained" = CASE WHEN %(promoted)s THEN now() ELSE "adapterLastTrained" END,
                 "adapterTrainingCount" = "adapterTrainingCount" + CASE WHEN %(promoted)s THEN 1 ELSE 0 END,
+                "sentCountTrained" = coalesce(%(sent)s, "sentCountTrained"),
                 "updatedAt" = now()
             WHERE "id" = %(user)s
             """,
-            {"user": done.user_id, "promoted": promoted},
+            {"user": done.user_id, "promoted": promoted, "sent": done.sent_count},
         )
         _status_event(connection, done, f"Completed: {outcome}", {"outcome": outcome, "reason": reason})
         _announce(connection, done)

@@ -22,7 +22,8 @@ _COLUMNS = sql.SQL(
     u."adapterAutoRetrain" AS adapter_auto_retrain,
     u."adapterTrainingInterval" AS adapter_training_interval,
     u."adapterTrainingCount" AS adapter_training_count,
-    u."voiceConsentAt"::timestamptz AS voice_consent_at, u."sentCountNotified" AS sent_count_notified
+    u."voiceConsentAt"::timestamptz AS voice_consent_at, u."sentCountNotified" AS sent_count_notified,
+    u."sentCountTrained" AS sent_count_trained
     """
 )
 

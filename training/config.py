@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import ConfigError
+from training.schemas import RetrainMode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -80,6 +81,8 @@ class TrainConfig(_Config):
     """Key in configs/base_models.yaml that this preset is made for; None fits any."""
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
+    mode: RetrainMode = RetrainMode.REPLAY
+    """From what a retrain learns; a first training has nothing to replay or to continue."""
     epochs: int = Field(default=3, ge=1, le=50)
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"

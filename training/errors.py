@@ -11,7 +11,8 @@
     ├── InvalidTransition       the job is not in a status that allows this
     ├── TrainingDiverged        the loss became NaN, exploded or never moved (`step`, `loss`)
     ├── TrainingCancelled       somebody asked for the job to stop
-    ├── StoreError              PostgreSQL refused or was not there (wraps psycopg)
+    ├── StoreError              PostgreSQL refused (wraps psycopg)
+    │   └── StoreUnavailable    it does not answer: retry
     ├── StorageError            the job folder cannot be read or written
     ├── OrchestratorUnavailable the Prefect server does not answer
     ├── ServingUnavailable      the serving engine does not answer or is busy: retry
@@ -97,6 +98,10 @@ class TrainingCancelled(OwnvoiceError):
 
 class StoreError(OwnvoiceError):
     code = "STORE"
+
+
+class StoreUnavailable(StoreError):
+    code = "STORE_UNAVAILABLE"
 
 
 class StorageError(OwnvoiceError):

@@ -231,6 +231,17 @@ class Trigger(StrEnum):
     FEEDBACK = "feedback"
 
 
+class RetrainMode(StrEnum):
+    """From what a retrain learns (seeds, "Ongoing Training Options", A to C)."""
+
+    REPLAY = "replay"
+    """From the base, on the new mail and a sample of the old, up to the cap (A)."""
+    INCREMENTAL = "incremental"
+    """From the adapter in use, on the new mail only (B)."""
+    ROLLING = "rolling"
+    """From the base, on the newest mail up to the cap (C)."""
+
+
 class JobMetrics(Schema):
     """The numbers of one job; all losses are mean negative log-likelihood in nat per reply token."""
 
@@ -270,6 +281,8 @@ class User(Schema):
     adapter_training_count: int = 0
     voice_consent_at: datetime | None = None
     sent_count_notified: int = 0
+    sent_count_trained: int = 0
+    """Sent mails when the last finished training read them."""
 
 
 class Job(Schema):
@@ -307,6 +320,16 @@ class Job(Schema):
     flow_run_id: str | None = None
     idempotency_key: str | None = None
     cancel_requested: bool = False
+    attempts: int = 0
+    """Flow runs that have taken the job up."""
+    dispatched_at: datetime | None = None
+    """When a dispatcher last set out to start the job; a lease, see store/dispatch.py."""
+    sent_count: int | None = None
+    """The person's sent mails when the data set was made."""
+    last_position: int | None = None
+    """`Mail.position` of the newest arrival then; later ones are new to the adapter."""
+    eta_seconds: float | None = None
+    """Seconds of training left, from the measured rate; None before and after training."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -343,6 +366,8 @@ class JobSpec(Schema):
     train_config: dict[str, Any]
     current_adapter: str | None = None
     """Id of the job whose adapter serves the user now, or None; its folder is beside this job's."""
+    start_adapter: str | None = None
+    """Id of the job whose adapter training starts from (incremental), or None for a fresh one."""
 
 
 class TrainingProgress(Schema):

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     """US dollars per training hour, for estimates and costs; 0 on the own machine."""
     serving_wait_s: float = Field(60.0, ge=0, validation_alias=_names("OWNVOICE_SERVING_WAIT_S"))
     """Seconds for which a job retries a serving engine that does not answer."""
+    cohort_size: int = Field(8, ge=1, le=64, validation_alias=_names("OWNVOICE_COHORT_SIZE"))
+    """Most jobs that share one loaded base model in one GPU run."""
+    database_wait_s: float = Field(90.0, ge=0, validation_alias=_names("OWNVOICE_DATABASE_WAIT_S"))
+    """Seconds for which a running job waits for a PostgreSQL that does not answer."""
     sent_column: str = Field("isSent", validation_alias=_names("OWNVOICE_SENT_COLUMN"))
     """Column of "EmailMessage" that flags sent mail (the upstream app names it `sent`)."""
     cpu_pool: str = Field("cpu", validation_alias=_names("OWNVOICE_CPU_POOL"))
