@@ -8,8 +8,10 @@ With nothing set, every part runs embedded on this machine.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -95,6 +97,27 @@ class Settings(BaseSettings):
             "architecture": base.architecture,
             "num_ctx": base.context_tokens,
         }
+
+    @property
+    def serving_limit(self) -> str | None:
+        """Name of the Prefect concurrency limit (1) that serialises changes of the Ollama server's models.
+
+        None for the embedded engine, which has no server. deployments/register.py makes the limit; tasks
+        hold it with `prefect.concurrency.sync.concurrency`. Prefect refuses `/ % & < >` in the name.
+        Raises: ConfigError when OLLAMA_BASE_URL is not an address.
+        """
+        if self.engine != "ollama" or not self.ollama_base_url:
+            return None
+        url = self.ollama_base_url.strip()
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port or {"https": 443}.get(parts.scheme, 80)
+        except ValueError as exc:
+            raise ConfigError(
+                "OLLAMA_BASE_URL is not an address like http://127.0.0.1:11434. Correct it."
+            ) from exc
+        host = re.sub(r"[^a-z0-9.:_-]", "-", (parts.hostname or "").lower())
+        return f"ollama:{host}:{port}"
 
     @property
     def cache(self) -> Path:

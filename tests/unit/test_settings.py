@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,34 @@ def test_an_ollama_address_alone_chooses_ollama(monkeypatch: pytest.MonkeyPatch)
     assert load_settings().engine == "ollama"
     monkeypatch.setenv("OWNVOICE_SERVING", "llamacpp")
     assert load_settings().engine == "llamacpp"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("http://127.0.0.1:11434/api", "ollama:127.0.0.1:11434"),
+        ("http://127.0.0.1:11434", "ollama:127.0.0.1:11434"),
+        ("http://GPU-7.example.org/api", "ollama:gpu-7.example.org:80"),
+        ("https://user:secret@ollama.example.org/tenants/a%20b?x=1", "ollama:ollama.example.org:443"),
+        ("gpu-7:11500", "ollama:gpu-7:11500"),
+        ("http://[fd00::7%25eth0]:11434", "ollama:fd00::7-25eth0:11434"),
+    ],
+)
+def test_one_ollama_server_has_one_limit_whatever_its_address_looks_like(
+    given: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.types.names import WITHOUT_BANNED_CHARACTERS
+
+    assert load_settings().serving_limit is None, "the embedded engine is nobody else's"
+    monkeypatch.setenv("OLLAMA_BASE_URL", given)
+    assert load_settings().serving_limit == name
+    assert re.match(WITHOUT_BANNED_CHARACTERS, name)
+
+
+def test_an_address_that_is_none_names_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://ollama:eleven")
+    with pytest.raises(ConfigError, match="OLLAMA_BASE_URL is not an address"):
+        _ = load_settings().serving_limit
 
 
 @pytest.mark.parametrize("given", ["here", "~/there"])
