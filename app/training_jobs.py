@@ -9,7 +9,7 @@ from datetime import datetime
 
 from app.orchestrator import Orchestrator
 from app.session import Session
-from store import jobs, users
+from store import dispatch, jobs, users
 from training.base_models import find_base_model
 from training.config import load_train_config
 from training.errors import ConfigError, NoConsent, OrchestratorUnavailable, OwnvoiceError
@@ -53,6 +53,7 @@ def start_job(
         lora_alpha=chosen.lora.alpha,
         trigger=Trigger.MANUAL,
         idempotency_key=idempotency_key,
+        claimed=True,
     )
     if job.status is JobStatus.PENDING and job.flow_run_id is None:
         job = _start_run(session, orchestrator, job, attempt="first")
@@ -62,7 +63,7 @@ def start_job(
 def retry_job(session: Session, job_id: str) -> Job:
     """Take a FAILED job up again from its last finished stage."""
     orchestrator = session.orchestrator
-    job = jobs.requeue_job(session.db, jobs.find_job(session.db, job_id).id)
+    job = jobs.requeue_job(session.db, jobs.find_job(session.db, job_id).id, claimed=True)
     return _start_run(session, orchestrator, job, attempt=f"retry-{time.time_ns()}")
 
 
@@ -137,4 +138,5 @@ def _start_run(session: Session, orchestrator: Orchestrator, job: Job, *, attemp
     except OwnvoiceError as exc:
         jobs.fail_job(session.db, job.id, exc.code, f"The job could not be started: {exc}")
         raise
-    return jobs.set_flow_run(session.db, job.id, run_id)
+    dispatch.bind_run(session.db, [job.id], run_id)
+    return jobs.find_job(session.db, job.id)

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
-from store import jobs, users
+from store import dispatch, jobs, users
 from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, HELD_OUT, PROGRESS
 from tasks.tools import database, job_folder, serving, settings
 from training.base_models import find_base_model
@@ -24,38 +24,46 @@ from training.schemas import EventLevel, Job, JobStatus, Stage, Trigger
 def claim_job(
     user_id: str, job_id: str | None, config: str | None, trigger: Trigger, idempotency_key: str | None
 ) -> Job:
-    """Take the waiting job `job_id`, or make one, and bind it to this flow run.
+    """Take up the waiting job `job_id`, or make one, for this flow run.
 
-    Raises JobAlreadyActive, NoConsent, UnknownUser, UnknownJob, and InvalidTransition when the job has ended
-    or another flow run is at work on it.
+    A flow run that Prefect runs again ("Retry" on its page) takes its failed job up again. Raises
+    JobAlreadyActive, NoConsent, UnknownUser, UnknownJob, and InvalidTransition when the job has ended or
+    another flow run is at work on it.
     """
     db = database()
     user = users.find_user(db, user_id)
-    if job_id is None:
-        require_consent(user.id)
-        chosen = load_train_config(config or settings().train_config)
-        base = find_base_model(chosen.base_model or settings().base_model)
-        job = jobs.create_job(
-            db,
-            user.id,
-            base_model=base.id,
-            config=chosen.model_dump(mode="json"),
-            lora_rank=chosen.lora.rank,
-            lora_alpha=chosen.lora.alpha,
-            trigger=trigger,
-            idempotency_key=idempotency_key,
-        )
-    else:
+    flow_run = str(runtime.flow_run.id)
+    mine = dispatch.jobs_of_run(db, flow_run)
+    if mine:
+        job = mine[-1]
+        if job.status is JobStatus.FAILED:
+            job = jobs.requeue_job(db, job.id, claimed=True)
+    elif job_id is not None:
         job = jobs.find_job(db, job_id)
-    flow_run = runtime.flow_run.id
+    else:
+        job = _make_job(user.id, config, trigger, idempotency_key)
     if job.user_id != user.id:
         raise InvalidTransition(f"Job {job.id} does not belong to user {user.id}.")
-    if job.status.is_final:
-        raise InvalidTransition(f"Job {job.id} has already ended ({job.status}); nothing was started.")
-    if job.status is not JobStatus.PENDING and job.flow_run_id not in (None, flow_run):
-        raise InvalidTransition(f"Job {job.id} is already at {job.status} in flow run {job.flow_run_id}.")
+    job = dispatch.take_up(db, job.id, flow_run)
     get_run_logger().info("job %s, version %s, on %s", job.id, job.version, job.base_model)
-    return jobs.set_flow_run(db, job.id, flow_run)
+    return job
+
+
+def _make_job(user_id: str, config: str | None, trigger: Trigger, idempotency_key: str | None) -> Job:
+    require_consent(user_id)
+    chosen = load_train_config(config or settings().train_config)
+    base = find_base_model(chosen.base_model or settings().base_model)
+    return jobs.create_job(
+        database(),
+        user_id,
+        base_model=base.id,
+        config=chosen.model_dump(mode="json"),
+        lora_rank=chosen.lora.rank,
+        lora_alpha=chosen.lora.alpha,
+        trigger=trigger,
+        idempotency_key=idempotency_key,
+        claimed=True,
+    )
 
 
 def require_consent(user_id: str) -> None:

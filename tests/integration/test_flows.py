@@ -15,6 +15,7 @@ from serving.adapter_file import file_digest
 from serving.llamacpp import LlamaCppServing
 from store import jobs, users
 from store.database import Database
+from store.dispatch import take_up
 from tasks import tools
 from tasks.job_folder import (
     ADAPTER_GGUF,
@@ -260,7 +261,7 @@ def test_consent_withdrawn_while_it_trained_stops_the_job_before_publishing(
 def test_cancel_while_it_waited_ends_the_job_and_deletes_its_folder(
     trained: Job, db: Database, home: Path
 ) -> None:
-    jobs.set_flow_run(db, trained.id, "0000")
+    take_up(db, trained.id, "0000")
     jobs.request_cancel(db, trained.id)
     assert run_flow(trained).is_cancelled()
     assert jobs.find_job(db, trained.id).status is JobStatus.CANCELLED
@@ -351,7 +352,7 @@ def test_run_without_a_job_makes_one_and_says_in_it_what_is_missing(db: Database
 def test_second_run_for_a_person_is_refused_and_leaves_the_first_alone(db: Database, anna: User) -> None:
     from flows.train_user import train_user
 
-    first = jobs.set_flow_run(db, waiting_job(db, anna).id, "another-run")
+    first = take_up(db, waiting_job(db, anna).id, "another-run")
     with pytest.raises(JobAlreadyActive, match=first.id):
         train_user(anna.id)
     assert jobs.find_job(db, first.id) == first
@@ -360,7 +361,7 @@ def test_second_run_for_a_person_is_refused_and_leaves_the_first_alone(db: Datab
 def test_run_leaves_a_job_alone_that_has_ended_or_that_another_run_is_at_work_on(
     db: Database, anna: User
 ) -> None:
-    job = jobs.set_flow_run(db, waiting_job(db, anna).id, "another-run")
+    job = take_up(db, waiting_job(db, anna).id, "another-run")
     jobs.enter_stage(db, job.id, Stage.EXTRACT)
     at_work = jobs.find_job(db, job.id)
     assert "another-run" in run_flow(job).message

@@ -10,6 +10,7 @@ import pytest
 
 from store import jobs
 from store.database import Database
+from store.dispatch import take_up
 from store.outbox import claim_messages, mark_delivered, postpone_message
 from store.users import create_user, find_user, withdraw_consent
 from training.errors import (
@@ -191,9 +192,9 @@ def test_progress_never_moves_backwards_and_stops_with_the_job(db: Database, ann
     assert jobs.report_progress(db, job.id, 55, {"step": 10, "loss": 2.5})
     assert jobs.report_progress(db, job.id, 40)
     assert jobs.enter_stage(db, job.id, Stage.TRAIN).progress == 55
-    assert jobs.events(db, job.id)[-2].data == {"step": 10, "loss": 2.5}
+    assert jobs.events(db, job.id)[-2].data == {"step": 10, "loss": 2.5, "progress": 55}
     jobs.mark_cancelled(db, job.id)
-    assert not jobs.report_progress(db, job.id, 60)
+    assert jobs.report_progress(db, job.id, 60) is None
     assert jobs.find_job(db, job.id).progress == 55
     with pytest.raises(UnknownJob):
         jobs.report_progress(db, "j-none", 1)
@@ -223,9 +224,9 @@ def test_failure_is_kept_once_and_never_replaces_an_end(db: Database, anna: str)
 
 def test_retry_keeps_stage_and_timings_and_clears_the_error(db: Database, anna: str) -> None:
     job = make_job(db)
+    take_up(db, job.id, "run-1")
     jobs.enter_stage(db, job.id, Stage.EVALUATE)
     jobs.record(db, job.id, timings={"train": 61.5})
-    jobs.set_flow_run(db, job.id, "run-1")
     jobs.fail_job(db, job.id, "SERVING", "no answer")
     again = jobs.requeue_job(db, job.id)
     assert (again.status, again.stage, again.timings) == (JobStatus.PENDING, Stage.EVALUATE, {"train": 61.5})
@@ -262,13 +263,6 @@ def test_cancel_of_a_running_job_is_a_request_that_the_run_honours(db: Database,
     assert [event.message for event in jobs.events(db, job.id)].count("Cancel requested") == 1
     assert jobs.mark_cancelled(db, job.id).status is JobStatus.CANCELLED
     assert jobs.mark_cancelled(db, job.id).status is JobStatus.CANCELLED
-
-
-def test_waiting_jobs_are_those_without_a_flow_run(db: Database, anna: str) -> None:
-    job = make_job(db)
-    assert [waiting.id for waiting in jobs.list_pending(db)] == [job.id]
-    jobs.set_flow_run(db, job.id, "run-1")
-    assert jobs.list_pending(db) == []
 
 
 # ---- facts and the end -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from store.database import MIGRATIONS, address_of
 from store.embedded import url_for_database
-from store.jobs import sources
+from store.job_rows import sources
 from training.errors import ConfigError
 from training.schemas import FINAL_STATUSES, JobStatus
 
