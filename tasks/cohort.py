@@ -117,6 +117,7 @@ def _write_spec(job: Job, folder: JobFolder) -> None:
             version=job.version,
             train_config=job.config,
             current_adapter=current.id if current is not None and usable else None,
+            start_adapter=job.incremental_from,
         ).to_json_dict(),
     )
 

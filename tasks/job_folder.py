@@ -24,6 +24,8 @@ from training.errors import StorageError
 SPEC = "job.json"
 DATASET = "dataset.jsonl"
 HELD_OUT = "held_out.jsonl"
+OLD_HELD_OUT = "held_out_old.jsonl"
+OLD_SET = "old_set.json"
 REPORT = "report.json"
 PROGRESS = "progress.json"
 METRICS = "metrics.json"
