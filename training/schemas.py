@@ -354,6 +354,67 @@ class JobEvent(Schema):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
+# ---- who is due ------------------------------------------------------------------------------------
+
+
+class ScanReport(Schema):
+    """What one eligibility scan looked at and set off; counts only."""
+
+    accounts: int = 0
+    """Mail accounts whose count had grown since the last scan."""
+    users: int = 0
+    """Their owners; one whose accounts were taken in two batches counts twice."""
+    notices: int = 0
+    jobs: int = 0
+    seconds: float = 0
+
+
+class RetrainEnd(StrEnum):
+    """What became of one person in a monthly round."""
+
+    TRAINED = "trained"
+    KEPT = "kept"
+    NOT_PROVEN = "not proven"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    RUNNING = "still running"
+
+
+class RetrainLine(Schema):
+    """One person of a monthly round."""
+
+    user_id: str
+    job_id: str | None = None
+    end: RetrainEnd
+    reason: str = ""
+    minutes: float = 0
+    """From the start of the job's first stage to its end."""
+    cost: float = 0
+    """US dollars."""
+
+
+class RetrainReport(Schema):
+    """The totals of a monthly round."""
+
+    due: int = 0
+    cohorts: int = 0
+    trained: int = 0
+    kept: int = 0
+    not_proven: int = 0
+    skipped: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    running: int = 0
+    """Not ended when the round stopped waiting; they go on by themselves."""
+    minutes: float = 0
+    """Sum over the jobs; those of one cohort overlap."""
+    cost: float = 0
+    """US dollars."""
+    seconds: float = 0
+    """Of the round itself."""
+
+
 # ---- training --------------------------------------------------------------------------------------
 
 
