@@ -160,6 +160,8 @@ def requeue_vanished(db: Database, job_id: str, flow_run_id: str | None, reason:
         )
         assert waiting is not None
         add_status_event(connection, waiting, f"Queued again: {reason}", {}, EventLevel.WARN)
+        if job.status is not JobStatus.PENDING:
+            announce(connection, waiting)
     return waiting
 
 

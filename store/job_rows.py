@@ -168,7 +168,7 @@ def add_job_event(
 
 
 def announce(connection: Connection, job: Job) -> None:
-    """Queue the webhook of a final status."""
+    """Queue the webhook of a status that has just changed; the caller holds the job's row lock."""
     add_message(connection, job.user_id, job.id, f"job.{job.status.lower()}", payload(job))
 
 
@@ -178,6 +178,7 @@ def payload(job: Job) -> dict[str, Any]:
         "jobId": job.id,
         "userId": job.user_id,
         "status": job.status,
+        "stage": job.stage,
         "progress": job.progress,
         "outcome": job.outcome,
         "version": job.version,

@@ -2,7 +2,7 @@
 
 Every change of status is one UPDATE guarded by `status = ANY(allowed)`, with `allowed` derived from
 `training.schemas.ALLOWED_TRANSITIONS`, so two processes that disagree cannot both win. Every such change
-writes an event in the same transaction; a final one also queues a webhook. Messages carry ids and counts.
+writes an event and queues a webhook in the same transaction. Messages carry ids and counts.
 """
 
 from __future__ import annotations
@@ -223,10 +223,12 @@ def current_adapter(db: Database, user_id: str) -> Job | None:
 def enter_stage(db: Database, job_id: str, stage: Stage) -> Job:
     """Note that a stage begins: status, stage, progress and event. Raises InvalidTransition, UnknownJob.
 
-    Entering the stage that the job is in already is allowed: a flow run that resumes does so.
+    Entering the stage that the job is in already is allowed: a flow run that resumes does so. The app hears
+    of a stage only when the status changed with it.
     """
     status = STAGE_STATUS[stage]
     with db.transaction() as connection:
+        before = one(connection, 'WHERE j."id" = %s FOR UPDATE', (job_id,))
         job = update(
             connection,
             """
@@ -237,9 +239,11 @@ def enter_stage(db: Database, job_id: str, stage: Stage) -> Job:
             [*sources(status), status],
             {"status": status, "stage": stage, "progress": STAGE_PROGRESS[stage]},
         )
-        if job is None:
+        if before is None or job is None:
             refuse(connection, job_id, f"enter the stage {stage}")
         add_status_event(connection, job, f"Stage {stage}", {"stage": stage})
+        if job.status is not before.status:
+            announce(connection, job)
     return job
 
 
@@ -412,6 +416,7 @@ def requeue_job(db: Database, job_id: str, *, claimed: bool = False) -> Job:
             if job is None:
                 refuse(connection, job_id, "be retried")
             add_status_event(connection, job, "Queued again", {})
+            announce(connection, job)
             return job
     except StoreError as exc:
         if violated(exc) == ONE_ACTIVE_INDEX:

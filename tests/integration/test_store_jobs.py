@@ -60,6 +60,14 @@ def promote(db: Database, job: Job) -> Job:
     )
 
 
+def queued(db: Database) -> list[tuple[str, str, str | None]]:
+    """Event, job and outcome of every webhook, oldest first."""
+    with db.connection() as connection:
+        return connection.execute(
+            """SELECT "event", "jobId", "payload" ->> 'outcome' FROM "Outbox" ORDER BY "id" """
+        ).fetchall()
+
+
 # ---- making ----------------------------------------------------------------------------------------
 
 
@@ -303,12 +311,7 @@ def test_promotion_moves_user_job_event_and_webhook_together(db: Database, anna:
     assert (user.adapter_next_training - user.adapter_last_trained).days == 30
     current = jobs.current_adapter(db, anna)
     assert current is not None and current.id == job.id
-    (message,) = claim_messages(db)
-    assert (message.event, message.payload["jobId"], message.payload["outcome"]) == (
-        "job.completed",
-        job.id,
-        "PROMOTED",
-    )
+    assert queued(db)[-1] == ("job.completed", job.id, "PROMOTED")
 
 
 def test_lost_answer_of_a_promotion_is_repeated_without_counting_twice(db: Database, anna: str) -> None:
@@ -317,7 +320,7 @@ def test_lost_answer_of_a_promotion_is_repeated_without_counting_twice(db: Datab
     for _ in range(2):
         jobs.complete_job(db, job.id, Outcome.PROMOTED, ai_provider="ollama", ai_model="m:v1")
     assert find_user(db, anna).adapter_training_count == 1
-    assert len(claim_messages(db)) == 1
+    assert [event for event, _, _ in queued(db)] == ["job.deploying", "job.completed"]
 
 
 def test_kept_adapter_stays_and_only_the_next_date_moves(db: Database, anna: str) -> None:
@@ -350,7 +353,8 @@ def test_promotion_without_consent_changes_nothing(db: Database, anna: str) -> N
     with pytest.raises(NoConsent, match=job.id):
         promote(db, job)
     assert jobs.find_job(db, job.id).status is JobStatus.DEPLOYING
-    assert find_user(db, anna).ai_model is None and claim_messages(db) == []
+    assert find_user(db, anna).ai_model is None
+    assert [event for event, _, _ in queued(db)] == ["job.deploying"]
 
 
 def test_cancel_wins_over_promotion(db: Database, anna: str) -> None:
@@ -387,12 +391,32 @@ def test_outbox_message_comes_again_until_it_is_delivered(db: Database, anna: st
     jobs.fail_job(db, make_job(db).id, "X", "x")
     (message,) = claim_messages(db)
     assert claim_messages(db) == []
-    postpone_message(db, message.id, "HTTP 503", delay_s=0)
+    postpone_message(db, message, "HTTP 503", delay_s=0)
     (again,) = claim_messages(db)
     assert (again.id, again.attempts, again.event) == (message.id, 2, "job.failed")
-    mark_delivered(db, message.id)
-    postpone_message(db, message.id, "late", delay_s=-1)
+    mark_delivered(db, again)
+    postpone_message(db, again, "late", delay_s=-1)
     assert claim_messages(db) == []
+
+
+def test_app_is_told_of_every_change_of_status_once(db: Database, anna: str) -> None:
+    job = make_job(db)
+    for stage in Stage:
+        jobs.enter_stage(db, job.id, stage)
+        jobs.enter_stage(db, job.id, stage)  # a run that resumes
+        jobs.report_progress(db, job.id, 50, {"step": 1})
+    jobs.request_cancel(db, job.id)
+    jobs.fail_job(db, job.id, "SERVING", "no answer")
+    jobs.requeue_job(db, job.id)
+    jobs.enter_stage(db, job.id, Stage.PUBLISH)
+    jobs.mark_cancelled(db, job.id)
+    told = ["extracting_data", "preparing_data", "training", "evaluating", "deploying"]
+    told += ["failed", "pending", "deploying", "cancelled"]
+    assert [event for event, _, _ in queued(db)] == [f"job.{status}" for status in told]
+    with db.connection() as connection:
+        first = connection.execute('SELECT "payload" FROM "Outbox" ORDER BY "id" LIMIT 1').fetchone()
+    assert first is not None
+    assert (first[0]["stage"], first[0]["status"], first[0]["progress"]) == ("extract", "EXTRACTING_DATA", 10)
 
 
 def test_erasing_a_user_takes_jobs_events_and_webhooks_along(db: Database, anna: str) -> None:

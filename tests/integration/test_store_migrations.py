@@ -78,7 +78,7 @@ def execute(db: Database, statements: str) -> None:
         connection.execute(statements.encode())
 
 
-ALL = ["001_users_and_mail", "002_mail_count", "003_jobs", "004_orchestration"]
+ALL = ["001_users_and_mail", "002_mail_count", "003_jobs", "004_orchestration", "005_outbox_order"]
 
 
 def test_migrations_run_once_from_an_empty_database(empty_database_url: str) -> None:
