@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import available_timezones
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from training.base_models import BaseModel
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SHORTEST_ZOMBIE_S = 60
+"""Two of the shortest heartbeats (30 s) that Prefect allows."""
 
 
 def _names(*names: str) -> AliasChoices:
@@ -31,7 +34,8 @@ def _names(*names: str) -> AliasChoices:
 class Settings(BaseSettings):
     """Where things are. `load_settings()` is the only constructor that other code calls."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    # An unusable value is not quoted in the error that is kept as cause: it may hold a password.
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     home: Path = Field(PROJECT_ROOT / ".ownvoice", validation_alias=_names("OWNVOICE_HOME"))
     """Folder of everything embedded: database, storage, adapters, logs."""
@@ -61,6 +65,14 @@ class Settings(BaseSettings):
     """Seconds for which a job retries a serving engine that does not answer."""
     cohort_size: int = Field(8, ge=1, le=64, validation_alias=_names("OWNVOICE_COHORT_SIZE"))
     """Most jobs that share one loaded base model in one GPU run."""
+    timezone: str = Field("UTC", validation_alias=_names("OWNVOICE_TIMEZONE"))
+    """IANA time zone of the daily schedules (prefect.yaml), for example Europe/Berlin."""
+    zombie_after_s: float = Field(
+        540.0, ge=SHORTEST_ZOMBIE_S, validation_alias=_names("OWNVOICE_ZOMBIE_AFTER_S")
+    )
+    """Seconds without a heartbeat after which a flow run counts as crashed: three times Prefect's default
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY, as its page on zombie flows does, so that one lost heartbeat never
+    kills a good run."""
     database_wait_s: float = Field(90.0, ge=0, validation_alias=_names("OWNVOICE_DATABASE_WAIT_S"))
     """Seconds for which a running job waits for a PostgreSQL that does not answer."""
     sent_column: str = Field("isSent", validation_alias=_names("OWNVOICE_SENT_COLUMN"))
@@ -68,7 +80,9 @@ class Settings(BaseSettings):
     cpu_pool: str = Field("cpu", validation_alias=_names("OWNVOICE_CPU_POOL"))
     gpu_pool: str = Field("gpu", validation_alias=_names("OWNVOICE_GPU_POOL"))
     internal_api_key: SecretStr | None = Field(None, validation_alias=_names("INTERNAL_API_KEY"))
-    webhook_url: str | None = Field(None, validation_alias=_names("FINE_TUNING_WEBHOOK_URL"))
+    """Key that the app and Ownvoice share; webhooks are signed with it (deployments/WEBHOOKS.md)."""
+    webhook_url: str | None = Field(None, repr=False, validation_alias=_names("FINE_TUNING_WEBHOOK_URL"))
+    """Where the app hears what becomes of jobs; unset means nowhere. Not printed: it may hold a password."""
     vastai_api_key: SecretStr | None = Field(None, validation_alias=_names("VASTAI_API_KEY"))
 
     @property
@@ -84,6 +98,34 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         """Workers run in another folder: a relative home would be another one there."""
         return home.expanduser().resolve()
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        # A slim container without tzdata knows none, and UTC needs none.
+        if name != "UTC" and name not in available_timezones():
+            raise ValueError(f"{name!r} is no IANA time zone like Europe/Berlin")
+        return name
+
+    @field_validator("internal_api_key", "webhook_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        """Compose files pass variables on as empty strings; an empty key would sign nothing."""
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _http_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url.strip())
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # a port that is no number, half an IPv6 address
+            good = False
+        if not good:
+            raise ValueError("it must look like https://app.example.org/api/webhooks/fine-tuning")
+        return url.strip()
 
     def serving_options(self, base: BaseModel) -> dict[str, Any]:
         """Return the arguments of `serving.engines.open_serving` for one base model. Raises ConfigError."""
