@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from store.database import Database
-from training.schemas import Mail
+from store.database import Connection, Database
+from training.schemas import Mail, RetrainMode
 
 MAX_ANSWERED_CHARS = 8_000
 """Context beyond this never fits the training window (2,048 tokens of about 4 characters)."""
@@ -48,6 +48,31 @@ class SentCount(NamedTuple):
     user_id: str
     sent: int
     notified: int
+
+
+class SentState(NamedTuple):
+    """How far a person's sent mail reaches: what arrives later is new to what is trained now."""
+
+    sent: int
+    last_position: int | None
+    """`Mail.position` of the newest arrival; None without sent mail."""
+
+
+class Selection(NamedTuple):
+    """The mail of one training, and what it was chosen from."""
+
+    mails: list[Mail]
+    """Oldest first."""
+    new: int
+    """Mails chosen that arrived after the adapter in use was trained; all of them without one."""
+    new_found: int
+    """Mails that arrived since and could have been chosen."""
+    old_found: int
+    """Older mails that could have been chosen."""
+    drafted: int
+    """Mails left out because the AI drafted them, of the new ones (`incremental`) or of all."""
+    unseen: frozenset[str]
+    """Ids of the chosen mails whose thread held no mail yet when the adapter in use was trained."""
 
 
 def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
@@ -130,45 +155,190 @@ def fetch_sent_mail(db: Database, user_id: str, limit: int) -> list[Mail]:
     counts as older than any dated mail: in a mailbox that has both, the date was lost, not yet to come.
     """
     with db.connection() as connection:
-        rows = (
-            connection.cursor(row_factory=dict_row)
-            .execute(
-                sql.SQL(
-                    """
-                    WITH newest AS (
-                        SELECT m.*
-                        FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
-                        WHERE a."userId" = %(user)s AND m.{sent}
-                        ORDER BY m."sentAt" DESC NULLS LAST, m."position" DESC
-                        LIMIT %(limit)s
-                    )
-                    SELECT m."id", m."threadId" AS thread_id, m."position",
-                           m."sentAt"::timestamptz AS sent_at, m."from" AS sender, m."to", m."cc",
-                           m."subject", left(m."bodyText", %(max_text)s) AS body_text,
-                           left(m."bodyHtml", %(max_html)s) AS body_html, m."headers",
-                           m."inReplyTo" AS in_reply_to, m."aiGenerated" AS ai_generated,
-                           answered."body" AS answered_text
-                    FROM newest m
-                    LEFT JOIN LATERAL (
-                        SELECT left(r."bodyText", %(max_answered)s) AS "body"
-                        FROM "EmailMessage" r JOIN "EmailAccount" ra ON ra."id" = r."emailAccountId"
-                        WHERE ra."userId" = %(user)s AND r."messageId" = m."inReplyTo"
-                        LIMIT 1
-                    ) answered ON m."inReplyTo" IS NOT NULL
-                    ORDER BY m."sentAt" NULLS FIRST, m."position"
-                    """
-                ).format(sent=db.sent),
-                {
-                    "user": user_id,
-                    "limit": limit,
-                    "max_answered": MAX_ANSWERED_CHARS,
-                    "max_text": MAX_TEXT_CHARS,
-                    "max_html": MAX_HTML_CHARS,
-                },
-            )
-            .fetchall()
+        rows = _read(
+            connection,
+            db,
+            """
+            SELECT m."id"
+            FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
+            WHERE a."userId" = %(user)s AND m.{sent}
+            ORDER BY m."sentAt" DESC NULLS LAST, m."position" DESC
+            LIMIT %(limit)s
+            """,
+            {"user": user_id, "limit": limit},
         )
     return [_mail(row) for row in rows]
+
+
+def fetch_sent_state(db: Database, user_id: str) -> SentState:
+    """Return how many sent mails the person has and the last one's order of arrival."""
+    with db.connection() as connection:
+        row = connection.execute(
+            sql.SQL(
+                """
+                SELECT max(m."position")
+                FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
+                WHERE a."userId" = %s AND m.{sent}
+                """
+            ).format(sent=db.sent),
+            (user_id,),
+        ).fetchone()
+    return SentState(count_sent(db, user_id), None if row is None else row[0])
+
+
+def select_mail(
+    db: Database,
+    user_id: str,
+    limit: int,
+    *,
+    up_to: int,
+    seen: int | None = None,
+    mode: RetrainMode = RetrainMode.ROLLING,
+    seed: str = "",
+    apart: Collection[str] = (),
+) -> Selection:
+    """Return at most `limit` sent mails to train on; mail that the AI drafted takes no place among them.
+
+    New is what arrived after position `seen` (None: everything) and not after `up_to`. `rolling` takes the
+    newest by date, `incremental` the newest of the new, `replay` new and old in the shares of
+    `share_places`, the old drawn at random: the same `seed` draws the same mail. `apart` holds the hashes
+    (SHA-256, hex) of threads that stay out. Bodies are read for the chosen mails only.
+    """
+    known = -1 if seen is None else seen
+    values: dict[str, Any] = {"user": user_id, "seen": known, "up_to": up_to, "apart": list(apart)}
+    with db.transaction() as connection:
+        found = connection.execute(
+            sql.SQL(
+                """
+                WITH found AS (
+                    SELECT m."position" > %(seen)s AS is_new, m."aiGenerated" IS TRUE AS drafted,
+                           encode(sha256(convert_to(m."threadId", 'UTF8')), 'hex') = ANY (%(apart)s) AS apart
+                    FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
+                    WHERE a."userId" = %(user)s AND m.{sent} AND m."position" <= %(up_to)s
+                )
+                SELECT count(*) FILTER (WHERE is_new AND NOT drafted AND NOT apart),
+                       count(*) FILTER (WHERE NOT is_new AND NOT drafted AND NOT apart),
+                       count(*) FILTER (WHERE is_new AND drafted),
+                       count(*) FILTER (WHERE drafted)
+                FROM found
+                """
+            ).format(sent=db.sent),
+            values,
+        ).fetchone()
+        assert found is not None
+        new, old, new_drafted, drafted = found
+        if mode is RetrainMode.REPLAY and seen is not None:
+            newest, sampled = share_places(new, old, limit)
+            oldest = known
+        else:
+            newest, sampled = limit, 0
+            oldest = known if mode is RetrainMode.INCREMENTAL else -1
+        rows = _read(
+            connection,
+            db,
+            """
+            SELECT "id" FROM (
+                SELECT m."id" FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
+                WHERE a."userId" = %(user)s AND m.{sent} AND m."aiGenerated" IS NOT TRUE
+                  AND m."position" > %(oldest)s AND m."position" <= %(up_to)s
+                  AND encode(sha256(convert_to(m."threadId", 'UTF8')), 'hex') <> ALL (%(apart)s)
+                ORDER BY m."sentAt" DESC NULLS LAST, m."position" DESC
+                LIMIT %(newest)s
+            ) newest
+            UNION ALL
+            SELECT "id" FROM (
+                SELECT m."id" FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
+                WHERE a."userId" = %(user)s AND m.{sent} AND m."aiGenerated" IS NOT TRUE
+                  AND m."position" <= %(oldest)s
+                  AND encode(sha256(convert_to(m."threadId", 'UTF8')), 'hex') <> ALL (%(apart)s)
+                ORDER BY md5(%(seed)s || m."id")
+                LIMIT %(sampled)s
+            ) sampled
+            """,
+            {**values, "oldest": oldest, "newest": newest, "sampled": sampled, "seed": seed},
+        )
+        mails = [_mail(row) for row in rows]
+        seen_threads = {
+            row[0]
+            for row in connection.execute(
+                sql.SQL(
+                    """
+                    SELECT DISTINCT m."threadId"
+                    FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
+                    WHERE a."userId" = %(user)s AND m.{sent} AND m."position" <= %(seen)s
+                      AND m."threadId" = ANY (%(threads)s)
+                    """
+                ).format(sent=db.sent),
+                {**values, "threads": list({mail.thread_id for mail in mails})},
+            )
+        }
+    return Selection(
+        mails,
+        new=sum(mail.position > known for mail in mails),
+        new_found=new,
+        old_found=old,
+        drafted=new_drafted if mode is RetrainMode.INCREMENTAL else drafted,
+        unseen=frozenset(mail.id for mail in mails if mail.thread_id not in seen_threads),
+    )
+
+
+def share_places(new: int, old: int, limit: int) -> tuple[int, int]:
+    """Return how many new and how many old mails get one of `limit` places in a replay.
+
+    New mail comes first, but half of the places stay for the old when there is more than fits: an adapter
+    trained on one busy month would forget the years before it.
+    """
+    places_for_new = min(new, max(limit // 2, limit - old))
+    return places_for_new, min(old, limit - places_for_new)
+
+
+def fetch_mail_by_hash(db: Database, user_id: str, hashes: Collection[str], limit: int) -> list[Mail]:
+    """Return the person's sent mails whose ids have one of these hashes (SHA-256, hex), oldest first.
+
+    Mail that was deleted meanwhile is not missed.
+    """
+    if not hashes:
+        return []
+    with db.connection() as connection:
+        rows = _read(
+            connection,
+            db,
+            """
+            SELECT m."id" FROM "EmailAccount" a JOIN "EmailMessage" m ON m."emailAccountId" = a."id"
+            WHERE a."userId" = %(user)s AND m.{sent}
+              AND encode(sha256(convert_to(m."id", 'UTF8')), 'hex') = ANY (%(hashes)s)
+            ORDER BY m."sentAt" DESC NULLS LAST, m."position" DESC
+            LIMIT %(limit)s
+            """,
+            {"user": user_id, "hashes": list(hashes), "limit": limit},
+        )
+    return [_mail(row) for row in rows]
+
+
+def _read(
+    connection: Connection, db: Database, chosen: LiteralString, values: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Read the mails whose ids the query `chosen` returns, each with the message it answers, oldest first."""
+    query = sql.SQL(
+        """
+        SELECT m."id", m."threadId" AS thread_id, m."position",
+               m."sentAt"::timestamptz AS sent_at, m."from" AS sender, m."to", m."cc",
+               m."subject", left(m."bodyText", %(max_text)s) AS body_text,
+               left(m."bodyHtml", %(max_html)s) AS body_html, m."headers",
+               m."inReplyTo" AS in_reply_to, m."aiGenerated" AS ai_generated,
+               answered."body" AS answered_text
+        FROM ({chosen}) chosen JOIN "EmailMessage" m ON m."id" = chosen."id"
+        LEFT JOIN LATERAL (
+            SELECT left(r."bodyText", %(max_answered)s) AS "body"
+            FROM "EmailMessage" r JOIN "EmailAccount" ra ON ra."id" = r."emailAccountId"
+            WHERE ra."userId" = %(user)s AND r."messageId" = m."inReplyTo"
+            LIMIT 1
+        ) answered ON m."inReplyTo" IS NOT NULL
+        ORDER BY m."sentAt" NULLS FIRST, m."position"
+        """
+    ).format(chosen=sql.SQL(chosen).format(sent=db.sent))
+    limits = {"max_answered": MAX_ANSWERED_CHARS, "max_text": MAX_TEXT_CHARS, "max_html": MAX_HTML_CHARS}
+    return connection.cursor(row_factory=dict_row).execute(query, {**values, **limits}).fetchall()
 
 
 def count_sent(db: Database, user_id: str) -> int:
