@@ -14,6 +14,7 @@ import typer
 from app import local, terminal
 from app.data import check_user, import_for
 from app.demo import run_demo
+from app.deploy import PoolType, register_deployments, registered_things
 from app.doctor import examine
 from app.session import Session
 from app.training_jobs import cancel_job, follow_job, retry_job, start_job
@@ -111,6 +112,23 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         _print_json([finding._asdict() for finding in findings])
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@app.command()
+def deploy(
+    api_url: Annotated[str | None, typer.Option(help="Prefect API, ends in /api.")] = None,
+    pool_type: Annotated[PoolType | None, typer.Option(help="Type of pools that do not exist yet.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Trainings at once: the GPU pool's limit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Register pools, queues, limits, automations and deployments on a Prefect server; safe to repeat."""
+    with nullcontext() if as_json else terminal.console.status("registering …"):
+        report = register_deployments(Session().settings, api_url=api_url, pool_type=pool_type, gpus=gpus)
+    if as_json:
+        _print_json(report)
+    else:
+        terminal.show_registered(registered_things(report))
+        terminal.show_notice(f"{report['api_url']} is up to date ({report['seconds']:.0f} s).")
 
 
 @db_app.command("upgrade")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -243,6 +243,17 @@ def show_result(job: Job) -> None:
         console.print(Text(f"Job {job.id} was cancelled; nothing was published."), style="yellow")
     else:
         show_error(job.error_message or f"Job {job.id} failed.")
+
+
+def show_registered(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Print kind, name and state of what a registration made or found."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("", "name", ""):
+        table.add_column(title)
+    for kind, name, state in rows:
+        colour = "dim" if state.startswith("kept") else "green"
+        table.add_row(kind, Text(name), Text(state, colour))
+    console.print(table)
 
 
 def show_facts(facts: list[tuple[str, str]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PASSWORD, PrefectServer, bare_environment, prefect_server
 from tests.stack import FLOW
 
 OLLAMA = "http://gpu-7.example.org:11434/api"
@@ -326,3 +328,54 @@ def test_unusable_settings_are_named(server: PrefectServer, hello: Path) -> None
     nowhere = server.register(hello, OWNVOICE_TIMEZONE="Atlantis/Capital")
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
     assert "OWNVOICE_TIMEZONE is not usable" in nowhere.stderr
+
+
+# ---- ownvoice deploy ---------------------------------------------------------------------------------
+
+
+def test_ownvoice_deploy_does_the_same_and_shows_a_table(
+    server: PrefectServer, registered: dict[str, Any]
+) -> None:
+    before = counts(server)
+    environment = bare_environment() | {
+        "PREFECT_API_URL": server.api,
+        "PREFECT_API_AUTH_STRING": PASSWORD,
+        "COLUMNS": "100",
+    }
+
+    def deploy(*options: str) -> str:
+        command = [str(Path(sys.executable).parent / "ownvoice"), "deploy", *options]
+        return subprocess.run(
+            command, env=environment, cwd=server.home, capture_output=True, text=True, check=True
+        ).stdout
+
+    found = json.loads(deploy("--json"))
+    assert found["deployments"] == report(server.register())["deployments"]
+    shown = deploy()
+    for name in (*found["deployments"], *found["queues"], *found["automations"], *found["pools"]):
+        (line,) = [line for line in shown.splitlines() if f" {name} " in line]
+        assert "kept" in line
+    assert counts(server) == before
+
+
+def test_ownvoice_deploy_says_in_one_sentence_why_not(server: PrefectServer) -> None:
+    environment = bare_environment() | {"OWNVOICE_HOME": str(server.home / "nothing")}
+    command = [str(Path(sys.executable).parent / "ownvoice"), "deploy"]
+
+    def deploy(*options: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*command, *options],
+            env=environment,
+            cwd=server.home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    code, said = deploy("--json")
+    assert (code, said.split(".")[0]) == (1, "No Prefect server is running")
+    code, said = deploy("--api-url", server.api)
+    assert code == 2 and "asks for a password; set PREFECT_API_AUTH_STRING" in said
+    code, said = deploy("--api-url", "http://127.0.0.1:9/api")
+    assert code == 1 and "does not answer" in said
