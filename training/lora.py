@@ -27,6 +27,7 @@ from training.errors import ConfigError, TrainingCancelled, TrainingDiverged
 from training.lora_linear import speed_up
 from training.loss import reply_cross_entropy
 from training.schemas import TrainingProgress, TrainingResult
+from training.start_adapter import digest_of, load_weights, read_start_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,22 +100,27 @@ def train_adapter(
     should_stop: Callable[[], bool] | None = None,
     after_training: Callable[[PeftModel], None] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
+    start_from: Path | None = None,
 ) -> TrainingResult:
     """Train an adapter on `examples` and save it as PEFT safetensors in `out_dir`/adapter.
 
     `on_checkpoint` is called after each checkpoint is written. `after_training` is called with the finished
     model while it is still in memory (held-out losses). A
     checkpoint in `out_dir`/checkpoint is resumed when it was made by the same configuration and examples.
+    `start_from` is a folder of PEFT files whose weights training goes on from, instead of a fresh adapter.
 
     Raises:
         TrainingDiverged: the loss became NaN, exploded, or did not fall over the whole run.
         TrainingCancelled: `should_stop` said so; it is asked before every step.
         ConfigError: there are no examples.
+        AdapterRefused: `start_from` is torn, not finite, or of another shape than `config.lora`.
     """
     from peft import LoraConfig, get_peft_model
 
     if not examples:
         raise ConfigError("There are no examples to train on; an adapter needs at least 1.")
+    start = None if start_from is None else read_start_adapter(start_from, config.lora)
+    start_digest = None if start_from is None else digest_of(start_from)
     torch.manual_seed(config.seed)
     model = get_peft_model(
         base.model,
@@ -139,13 +145,15 @@ def train_adapter(
         ]
         plan = [batch for epoch in batches for batch in epoch]
         steps = min(len(plan), config.max_steps or len(plan))
+        if start is not None:
+            load_weights(model, start)
         weights = _FlatParameters(model)
         # One fp32 master vector and one fused AdamW over it (Loshchilov & Hutter 2019, decoupled decay):
         # bf16 weights alone lose updates smaller than 2^-8 of themselves at these rates.
         optimiser = torch.optim.AdamW(
             [weights.master], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        state = _RunState(out_dir / "checkpoint", fingerprint(config, examples, base.info))
+        state = _RunState(out_dir / "checkpoint", fingerprint(config, examples, base.info, start_digest))
         first_step = state.resume(weights, optimiser)
 
         started = saved = time.monotonic()
@@ -183,7 +191,9 @@ def train_adapter(
                         eta_seconds=left / rate,
                     )
                 )
-        _stop_if_flat(state.losses)
+        if start is None:
+            # An adapter that knows the voice starts near its floor: flat is no failure, and the gate judges.
+            _stop_if_flat(state.losses)
         _stop_if_broken(weights.master, state.losses)
         seconds = state.seconds + time.monotonic() - started
         tokens = state.tokens + session_tokens
@@ -295,13 +305,20 @@ def reply_hidden_states(
     return hidden[rows.to(hidden.device), columns.to(hidden.device)], targets.to(hidden.device), rows
 
 
-def fingerprint(config: TrainConfig, examples: Sequence[EncodedExample], info: base_models.BaseModel) -> str:
-    """Return what a checkpoint must match to be resumed: the base, the recipe and the exact token ids."""
+def fingerprint(
+    config: TrainConfig,
+    examples: Sequence[EncodedExample],
+    info: base_models.BaseModel,
+    start_digest: str | None = None,
+) -> str:
+    """Return what a checkpoint must match to be resumed: the base, the adapter that training went on from,
+    the recipe and the exact token ids."""
     import hashlib
 
     digest = hashlib.sha256(config.model_dump_json(exclude={"checkpoint_every_s", "name"}).encode())
     # Two bases may share a tokenizer (Llama-3.1-8B and -70B do), so the token ids do not tell them apart.
     digest.update(repr((info.id, info.revision)).encode())
+    digest.update((start_digest or "").encode())
     for example in examples:
         digest.update(repr((example.input_ids, example.prompt_length)).encode())
     return digest.hexdigest()

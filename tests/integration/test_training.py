@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from serving.llamacpp import LlamaCppServing
 from tests.bases import persona_mails, tiny_base, tiny_examples
 from training.base_models import find_base_model, load_tokenizer, weights_path
 from training.config import LoraConfig, TrainConfig
 from training.dataset import ChatTemplate, EncodedExample, encode, prompt_messages
-from training.errors import ConfigError, TrainingCancelled, TrainingDiverged
+from training.errors import AdapterRefused, ConfigError, TrainingCancelled, TrainingDiverged
 from training.evaluate import held_out_losses, losses_of_saved_adapter
 from training.export import sha256_of
 from training.gate import decide, mean_loss
@@ -30,6 +30,7 @@ from training.lora import (
     train_adapter,
 )
 from training.schemas import Example, MailLoss, Outcome, TrainingProgress, TrainingResult
+from training.start_adapter import CONFIG_FILE, WEIGHTS_FILE
 
 TINY = TrainConfig(
     precision="fp32",
@@ -324,6 +325,148 @@ def test_a_crash_while_a_checkpoint_is_written_keeps_the_one_before(
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == [CHECKPOINT_FILE]
     assert train_adapter(TINY, tiny_examples(), base, tmp_path).resumed_from_step == 2
+
+
+# ---- going on from an adapter ----------------------------------------------------------------------
+
+STILL = TINY.model_copy(update={"learning_rate": 1e-30, "max_steps": 3})
+"""Steps too small to change any weight."""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """The PEFT files of an adapter that has learnt something."""
+    return Path(train_adapter(TINY, tiny_examples(), tiny_base(), tmp_path / "start").adapter_dir)
+
+
+def losses_after(config: TrainConfig, base: LoadedBase, folder: Path, **options: Any) -> list[MailLoss]:
+    """Return the held-out losses of the adapter that a run ends with."""
+    found: list[MailLoss] = []
+    train_adapter(
+        config,
+        tiny_examples(seed=4),
+        base,
+        folder,
+        after_training=lambda model: found.extend(held_out_losses(model, base, tiny_examples(5, seed=9), 64)),
+        **options,
+    )
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_going_on_by_no_distance_ends_exactly_where_it_started(tmp_path: Path, precision: str) -> None:
+    config = TINY.model_copy(update={"precision": precision})
+    base = tiny_base(precision=precision)
+    first = Path(train_adapter(config, tiny_examples(), base, tmp_path / "start").adapter_dir)
+    before = losses_of_saved_adapter(first, base, tiny_examples(5, seed=9), 64)
+    still = STILL.model_copy(update={"precision": precision})
+    assert losses_after(still, base, tmp_path / "on", start_from=first) == before
+    assert losses_after(still, base, tmp_path / "fresh") != before
+
+
+def test_going_on_begins_at_the_loss_of_the_start_and_improves_it(
+    base: LoadedBase, tmp_path: Path, start: Path
+) -> None:
+    fresh = train_adapter(TINY, tiny_examples(), base, tmp_path / "fresh")
+    further = train_adapter(TINY, tiny_examples(), base, tmp_path / "on", start_from=start)
+    assert further.loss_curve[0][1] < fresh.loss_curve[0][1] - 0.1
+    assert further.final_train_loss < fresh.final_train_loss
+
+
+def test_a_start_that_has_nothing_left_to_learn_is_no_failure(base: LoadedBase, tmp_path: Path) -> None:
+    flat = TINY.model_copy(
+        update={"learning_rate": 1e-30, "epochs": 10, "lora": LoraConfig(rank=4, alpha=8, dropout=0)}
+    )
+    same = [replace(tiny_examples(1)[0], id=f"m{n}") for n in range(12)]
+    one_step = flat.model_copy(update={"max_steps": 1})
+    start = Path(train_adapter(one_step, same, base, tmp_path / "start").adapter_dir)
+    assert train_adapter(flat, same, base, tmp_path / "on", start_from=start).steps >= 20
+
+
+def test_an_incremental_run_that_was_cut_off_ends_with_the_adapter_of_an_uninterrupted_one(
+    base: LoadedBase, tmp_path: Path, start: Path
+) -> None:
+    new = tiny_examples(seed=4)
+    whole = train_adapter(TINY, new, base, tmp_path / "whole", start_from=start)
+    with pytest.raises(PowerCut):
+        train_adapter(TINY, new, base, tmp_path / "cut", start_from=start, on_progress=stop_at(3, PowerCut()))
+    resumed = train_adapter(TINY, new, tiny_base(), tmp_path / "cut", start_from=start)
+    assert resumed.resumed_from_step == 3
+    assert (digest(resumed), resumed.loss_curve) == (digest(whole), whole.loss_curve)
+
+
+@pytest.mark.parametrize("second", ["another start", "no start"])
+def test_a_checkpoint_from_another_start_is_ignored(
+    base: LoadedBase, tmp_path: Path, start: Path, second: str
+) -> None:
+    with pytest.raises(PowerCut):
+        train_adapter(
+            TINY, tiny_examples(), base, tmp_path, start_from=start, on_progress=stop_at(3, PowerCut())
+        )
+    other = train_adapter(TINY, tiny_examples(seed=6), base, tmp_path / "other")
+    again = Path(other.adapter_dir) if second == "another start" else None
+    assert train_adapter(TINY, tiny_examples(), base, tmp_path, start_from=again).resumed_from_step == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"rank": 8}, "rank 4, not 8"),
+        ({"alpha": 16}, "alpha 8"),
+        ({"target_modules": ("q_proj", "v_proj")}, "target modules"),
+        ({"use_rslora": True}, "rsLoRA False, not True"),
+    ],
+)
+def test_a_start_of_another_shape_is_refused_and_leaves_the_base_alone(
+    base: LoadedBase, tmp_path: Path, start: Path, change: dict[str, Any], complaint: str
+) -> None:
+    before, traces = logits_of(base), traces_of(base)
+    config = TINY.model_copy(update={"lora": TINY.lora.model_copy(update=change)})
+    with pytest.raises(AdapterRefused, match=complaint):
+        train_adapter(config, tiny_examples(), base, tmp_path / "on", start_from=start)
+    assert torch.equal(logits_of(base), before) and traces_of(base) == traces
+    assert not (tmp_path / "on").exists()
+
+
+def test_a_start_with_another_dropout_is_taken(base: LoadedBase, tmp_path: Path, start: Path) -> None:
+    config = TINY.model_copy(update={"lora": TINY.lora.model_copy(update={"dropout": 0.0})})
+    train_adapter(config, tiny_examples(), base, tmp_path / "on", start_from=start)
+
+
+def spoil_one_weight(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS_FILE)
+    next(iter(tensors.values()))[0, 0] = math.nan
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def drop_one_layer(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({name: t for name, t in tensors.items() if ".layers.1." not in name}, folder / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (spoil_one_weight, "not finite"),
+        (drop_one_layer, "another base model"),
+        (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"torn"), f"{WEIGHTS_FILE}.*cannot be read"),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), f"{WEIGHTS_FILE}.*cannot be read"),
+        (lambda folder: (folder / CONFIG_FILE).write_text("{"), f"{CONFIG_FILE}.*cannot be read"),
+    ],
+    ids=["nan", "another base", "torn", "lost", "config torn"],
+)
+def test_a_start_that_is_broken_is_refused_with_what_to_do_and_leaves_the_base_alone(
+    base: LoadedBase, tmp_path: Path, start: Path, spoil: Callable[[Path], None], complaint: str
+) -> None:
+    before, traces = logits_of(base), traces_of(base)
+    spoil(start)
+    with pytest.raises(AdapterRefused, match=complaint) as refused:
+        train_adapter(TINY, tiny_examples(), base, tmp_path / "on", start_from=start)
+    assert "mode replay" in str(refused.value)
+    assert torch.equal(logits_of(base), before)
+    after = traces_of(base)
+    after["attributes"] = sorted(set(after["attributes"]) - {"_require_grads_hooks"})
+    assert after == traces
 
 
 # ---- cancelled, diverged ---------------------------------------------------------------------------
