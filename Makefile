@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench up down deploy clean
+.PHONY: help setup demo test test-long test-all lint bench up down deploy clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/	/' | expand -t 12
@@ -25,8 +25,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## train and show one person's voice   [MBOX=path USER_EMAIL=me@x.org]
 	@$(BIN)/ownvoice demo $(if $(MBOX),--mbox '$(MBOX)') $(if $(USER_EMAIL),--user '$(USER_EMAIL)')
 
-test: setup ## the whole test suite
-	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e
+test: setup ## the test suite but for what takes long (under 25 minutes on two cores)
+	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e -m "not docker and not slow"
+
+test-long: setup ## only what `make test` leaves out: long faults, and a job in containers
+	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e -m "docker or slow"
+
+test-all: test test-long ## every test there is
 
 lint: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
