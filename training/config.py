@@ -30,6 +30,8 @@ class DataConfig(_Config):
     """Newest sent mails that are read (seeds: 100–500)."""
     min_usable: int = Field(default=100, ge=10)
     """Usable mails below which training is refused (seeds: 100 sent mails)."""
+    min_usable_new: int = Field(default=30, ge=4)
+    """New usable mails below which an incremental retrain is refused (seeds: 50 new sent mails)."""
     min_words: int = Field(default=8, ge=1)
     """Own words below which a mail teaches nothing (Panza drops < 10; real one-liners start at 8)."""
     max_words: int = Field(default=2000, ge=50)

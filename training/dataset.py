@@ -6,9 +6,11 @@ JSONL files through storage, `encode` on the GPU side.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -75,6 +77,40 @@ NEUTRAL_INSTRUCTIONS = (
 """Fixed requests for samples that are shown and kept: never made from anybody's mail."""
 
 
+class OldSet(Schema):
+    """The held-out set of a person's first training, frozen: `old_set.json` in the job folder.
+
+    Ids as SHA-256, so that it can outlive the mail. Its threads are never trained on again, whatever arrives
+    in them; its mails show in every later run whether the voice of then is still there.
+    """
+
+    threads: tuple[str, ...] = ()
+    mails: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, held_out: Sequence[Example]) -> OldSet:
+        return cls(
+            threads=tuple(sorted({hash_id(e.thread_id) for e in held_out})),
+            mails=tuple(sorted(hash_id(e.id) for e in held_out)),
+        )
+
+
+def hash_id(id: str) -> str:
+    """Return SHA-256 of an id of the store, as 64 hex digits."""
+    return hashlib.sha256(id.encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """What the data of a retrain must be kept apart by; the default is a first training."""
+
+    old: OldSet = field(default_factory=OldSet)
+    unseen: frozenset[str] | None = None
+    """Ids of mails in threads of which the adapter in use saw nothing; None: it saw none of them all."""
+    only_new: bool = False
+    """Judge by the new mail alone whether there is enough: nothing else is trained on."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A mailbox turned into training data, and the report about it."""
@@ -82,6 +118,8 @@ class Prepared:
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     report: DataReport
+    old: tuple[Example, ...] = ()
+    """What is left of the first run's held-out set; only measured, like `held_out`."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +141,14 @@ def prepare(
     config: DataConfig,
     *,
     sent: int | None = None,
+    drafted: int = 0,
+    retrain: Retrain | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Clean `mails`, make examples, split them and judge whether they are enough. Never raises for bad mail.
 
-    `sent` is how many sent mails the user has in all, when only the newest were read.
+    `sent` is how many sent mails the user has in all, when not all were read; `drafted` how many were not
+    read because the AI had drafted them.
     """
     # Imported here: the GPU side uses this module for its JSONL and tokens and needs no mail libraries.
     from training.mail.clean import clean_mailbox
@@ -120,16 +161,17 @@ def prepare(
         on_progress=on_progress,
     )
     examples = [make_example(mail, config) for mail in in_time_order(cleaned.mails)]
-    train, held_out = split_held_out(examples, config)
-    return Prepared(
-        train, held_out, _report(len(mails), sent or len(mails), cleaned, train, held_out, config)
-    )
+    retrain = retrain or Retrain()
+    train, held_out, old = split_retrain(examples, config, retrain)
+    counted = _count(mails, sent or len(mails), drafted, cleaned, config, retrain)
+    return Prepared(train, held_out, _report(counted, cleaned, train, held_out), old)
 
 
-def require_enough(report: DataReport, config: DataConfig) -> None:
+def require_enough(report: DataReport, config: DataConfig, *, only_new: bool = False) -> None:
     """Raise NotEnoughMail with the report's own sentence when it is not eligible."""
     if not report.eligible:
-        raise NotEnoughMail(report.reason, found=report.usable, needed=config.min_usable)
+        needed = config.min_usable_new if only_new else config.min_usable
+        raise NotEnoughMail(report.reason, found=report.usable, needed=needed)
 
 
 def make_example(mail: CleanMail, config: DataConfig) -> Example:
@@ -232,6 +274,29 @@ def split_held_out(
     return train, held_out
 
 
+def split_retrain(
+    examples: Sequence[Example], config: DataConfig, retrain: Retrain
+) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]:
+    """Return (train, held out, old) of examples in time order; a first training has no old ones.
+
+    The adapter in use has learnt every older thread, and would win on them: the candidate is compared with
+    it on threads that neither saw. These are the newest of the unseen threads and, where they make fewer
+    than `min_held_out` mails, the newest mails of the old set. Without either, the newest threads of all.
+    """
+    old_threads, old_mails = set(retrain.old.threads), set(retrain.old.mails)
+    old = tuple(e for e in examples if hash_id(e.id) in old_mails)
+    pool = [e for e in examples if hash_id(e.thread_id) not in old_threads and hash_id(e.id) not in old_mails]
+    unseen_threads = {e.thread_id for e in pool if retrain.unseen is None or e.id in retrain.unseen}
+    _, held_out = split_held_out([e for e in pool if e.thread_id in unseen_threads], config)
+    missing = max(0, config.min_held_out - len(held_out)) if old else 0
+    borrowed = old[-missing:] if missing else ()
+    if len(held_out) + len(borrowed) < config.min_held_out:
+        _, newest = split_held_out(pool, config)
+        held_out = max(held_out, newest, key=len)
+    out = {e.thread_id for e in held_out}
+    return tuple(e for e in pool if e.thread_id not in out), (*borrowed, *held_out), old
+
+
 def to_jsonl(examples: Iterable[Example]) -> str:
     """Return Alpaca JSONL, one example a line: `instruction`, `input`, `output`; id, threadId, sentAt."""
     return "".join(json.dumps(e.to_json_dict(), ensure_ascii=False) + "\n" for e in examples)
@@ -252,57 +317,94 @@ def from_jsonl(text: str) -> list[Example]:
     return examples
 
 
-def _report(
-    read: int,
+@dataclass(frozen=True)
+class _Counted:
+    """The numbers of a report, about all mail that was read or about the new alone."""
+
+    sent: int
+    read: int
+    usable: int
+    needed: int
+    dropped: dict[DropReason, int]
+    only_new: bool
+    newest: bool
+    """What was read are the newest mails: a retrain may have drawn older ones."""
+
+
+def _count(
+    mails: Sequence[Mail],
     sent: int,
+    drafted: int,
     cleaned: CleanedMailbox,
-    train: Sequence[Example],
-    held_out: Sequence[Example],
     config: DataConfig,
-) -> DataReport:
-    usable = len(cleaned.mails)
-    eligible = usable >= config.min_usable and not cleaned.machine_written and bool(held_out)
-    return DataReport(
+    retrain: Retrain,
+) -> _Counted:
+    old_mails = set(retrain.old.mails) if retrain.only_new else set()
+    old = {m.id for m in mails if hash_id(m.id) in old_mails}
+    dropped = Counter(cleaned.dropped)
+    dropped.subtract(reason for id, reason in cleaned.drop_of.items() if id in old)
+    dropped[DropReason.AI_GENERATED] += drafted
+    dropped = +dropped  # without those that are 0 now
+    return _Counted(
         sent=sent,
-        usable=usable,
-        dropped=dict(sorted(cleaned.dropped.items(), key=lambda item: -item[1])),
+        read=len(mails) - len(old) + drafted,
+        usable=sum(m.id not in old for m in cleaned.mails),
+        needed=config.min_usable_new if retrain.only_new else config.min_usable,
+        dropped=dict(sorted(dropped.items(), key=lambda item: -item[1])),
+        only_new=retrain.only_new,
+        newest=retrain.unseen is None,
+    )
+
+
+def _report(
+    counted: _Counted, cleaned: CleanedMailbox, train: Sequence[Example], held_out: Sequence[Example]
+) -> DataReport:
+    provable = bool(train) and bool(held_out)
+    return DataReport(
+        sent=counted.sent,
+        usable=counted.usable,
+        dropped=counted.dropped,
         languages=cleaned.languages,
         replaced_secrets=cleaned.replaced_secrets,
         train=len(train),
         held_out=len(held_out),
         own_words=sum(len(e.output.split()) for e in (*train, *held_out)),
-        eligible=eligible,
-        reason=_sentence(sent, read, usable, cleaned, config, bool(held_out)),
+        eligible=counted.usable >= counted.needed and not cleaned.machine_written and provable,
+        reason=_sentence(counted, cleaned, provable),
     )
 
 
-def _sentence(
-    sent: int, read: int, usable: int, cleaned: CleanedMailbox, config: DataConfig, provable: bool
-) -> str:
+def _sentence(counted: _Counted, cleaned: CleanedMailbox, provable: bool) -> str:
     """Say in one sentence what was found and, when it is not enough, what is missing."""
+    sent, read, usable, needed = counted.sent, counted.read, counted.usable, counted.needed
     if sent == 0:
         return (
-            f"No sent mail was found; {config.min_usable} usable sent mails are needed. "
+            f"No sent mail was found; {needed} usable sent mails are needed. "
             "Import a mailbox first (ownvoice import PATH --user EMAIL)."
         )
     mails = "1 sent mail" if sent == 1 else f"{sent} sent mails"
-    newest = f" (the newest {read} were read)" if read < sent else ""
+    which = "the newest " if counted.newest else ""
+    kind, newest = "sent mails", f" ({which}{read} were read)" if read < sent else ""
+    if counted.only_new:
+        kind, newest = "new sent mails", f", {read} of them new since your adapter was trained"
     if cleaned.machine_written:
         return (
             f"You have {mails}{newest}, but they look written by a machine, not by a person: "
             f"{cleaned.machine_reason}."
         )
-    if usable >= config.min_usable and not provable:
+    enough = f"{usable} of {read} {kind} are usable{'' if counted.only_new else newest}"
+    if usable >= needed and not provable:
         return (
-            f"{usable} of {read} sent mails are usable{newest}, but one conversation holds most of them: "
+            f"{enough}, but one conversation holds most of them: "
             "no other can be held out to prove an adapter on. Import mail from more conversations."
         )
-    if usable >= config.min_usable:
-        return f"{usable} of {read} sent mails are usable{newest}; {config.min_usable} are needed."
-    top = sorted(cleaned.dropped.items(), key=lambda item: -item[1])[:3]
+    if usable >= needed:
+        return f"{enough}; {needed} are needed."
+    top = list(counted.dropped.items())[:3]
     causes = ", ".join(f"{n} {'is' if n == 1 else 'are'} {_adjective(r)}" for r, n in top)
-    found = f"{config.min_usable} usable ones are needed, {usable} {'was' if usable == 1 else 'were'} found"
-    more = f": {config.min_usable - usable} more are needed"
+    found = f"{needed} usable ones are needed, {usable} {'was' if usable == 1 else 'were'} found"
+    more = f": {needed - usable} more are needed"
+    more += ", or train with the mode replay" if counted.only_new else ""
     return f"You have {mails}{newest}" + (f", but {causes}; " if causes else "; ") + found + more + "."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,19 +15,23 @@ from training.config import DataConfig
 from training.dataset import (
     SYSTEM_MESSAGE,
     ChatTemplate,
+    OldSet,
+    Retrain,
     encode,
     from_jsonl,
+    hash_id,
     in_time_order,
     make_example,
     prepare,
     prompt_messages,
     require_enough,
     split_held_out,
+    split_retrain,
     to_jsonl,
 )
 from training.errors import ConfigError, NotEnoughMail
 from training.mail.clean import CleanedMailbox, CleanMail
-from training.schemas import ChatMessage, DropReason, Example, Mail
+from training.schemas import ChatMessage, DataReport, DropReason, Example, Mail
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 DEFAULT = DataConfig()
@@ -193,6 +198,85 @@ def test_the_split_is_the_same_every_time() -> None:
     assert split(threads) == split(threads)
 
 
+# ---- the held-out split of a retrain ---------------------------------------------------------------
+
+FEW = DEFAULT.model_copy(update={"min_held_out": 4, "max_held_out": 8})
+
+
+def split_again(
+    threads: list[str], *, unseen: set[str], old: Sequence[str] = (), **changes: object
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the ids of (train, held out, old); `unseen` and `old` name threads."""
+    found = examples(threads)
+    retrain = Retrain(
+        old=OldSet.of([e for e in found if e.thread_id in old]),
+        unseen=frozenset(e.id for e in found if e.thread_id in unseen),
+    )
+    parts = split_retrain(found, FEW.model_copy(update=changes), retrain)
+    return tuple([e.id for e in part] for part in parts)  # type: ignore[return-value]
+
+
+def test_a_first_training_splits_as_ever_and_has_no_old_set() -> None:
+    found = examples([f"t{n}" for n in range(40)])
+    assert split_retrain(found, FEW, Retrain()) == (*split_held_out(found, FEW), ())
+
+
+def test_a_retrain_holds_out_the_newest_threads_that_the_adapter_in_use_never_saw() -> None:
+    threads = [f"seen{n}" for n in range(20)] + [f"new{n}" for n in range(10)] + ["seen20", "seen21"]
+    train, held_out, old = split_again(threads, unseen={f"new{n}" for n in range(10)})
+    assert held_out == ["m26", "m27", "m28", "m29"] and old == []
+    assert train == [f"m{n}" for n in range(32) if f"m{n}" not in held_out]
+
+
+def test_at_most_half_of_the_new_mail_is_held_out() -> None:
+    """Otherwise a retrain after 50 new mails would hold out all that it was started for."""
+    threads = [f"seen{n}" for n in range(400)] + [f"new{n}" for n in range(10)]
+    wide = {"min_held_out": 20, "max_held_out": 60}
+    train, held_out, _ = split_again(
+        threads, unseen={f"new{n}" for n in range(10)}, old=[f"seen{n}" for n in range(30)], **wide
+    )
+    assert [id for id in held_out if int(id[1:]) >= 400] == [f"m{n}" for n in range(405, 410)]
+    assert len(held_out) == 20 and {f"m{n}" for n in range(400, 405)} < set(train)
+
+
+def test_the_old_set_is_never_trained_on_and_always_measured() -> None:
+    threads = [f"seen{n}" for n in range(20)] + [f"new{n}" for n in range(20)]
+    frozen = ["seen3", "seen7", "seen8"]
+    train, held_out, old = split_again(threads, unseen={f"new{n}" for n in range(20)}, old=frozen)
+    assert old == ["m3", "m7", "m8"]
+    assert not set(old) & {*train, *held_out}
+    assert len(train) + len(held_out) + len(old) == len(threads)
+
+
+def test_mail_that_arrives_in_a_frozen_thread_is_neither_trained_on_nor_measured() -> None:
+    found = examples([f"t{n}" for n in range(20)] + ["t3"])
+    retrain = Retrain(old=OldSet.of([found[3]]), unseen=frozenset({"m18", "m19", "m20"}))
+    train, held_out, old = split_retrain(found, FEW, retrain)
+    assert [e.id for e in old] == ["m3"]
+    assert "m20" not in {e.id for e in (*train, *held_out)}
+
+
+def test_without_new_threads_the_old_set_is_what_is_judged_on() -> None:
+    threads = [f"seen{n}" for n in range(20)]
+    train, held_out, old = split_again(threads, unseen=set(), old=[f"seen{n}" for n in range(6)])
+    assert held_out == ["m2", "m3", "m4", "m5"] and len(old) == 6
+    assert train == [f"m{n}" for n in range(6, 20)]
+
+
+def test_without_new_threads_and_old_set_the_newest_threads_are_held_out() -> None:
+    train, held_out, _ = split_again([f"seen{n}" for n in range(20)], unseen=set())
+    assert held_out == ["m16", "m17", "m18", "m19"] and len(train) == 16
+
+
+def test_the_old_set_holds_hashes_and_survives_its_file() -> None:
+    found = examples(["marsupilami", "marsupilami", "houba"])
+    frozen = OldSet.of(found)
+    text = frozen.model_dump_json(by_alias=True)
+    assert len(frozen.threads) == 2 and len(frozen.mails) == 3
+    assert "marsupilami" not in text and "m0" not in frozen.mails
+    assert OldSet.model_validate_json(text) == frozen
+
+
 # ---- JSONL -----------------------------------------------------------------------------------------
 
 
@@ -277,6 +361,51 @@ def test_every_reason_reads_well_for_one_and_for_many(
 def test_an_empty_mailbox_is_told_how_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
     reason, eligible = report_of(monkeypatch, cleaned(0, {}), sent=0)
     assert "No sent mail was found" in reason and "ownvoice import" in reason and not eligible
+
+
+def incremental(
+    monkeypatch: pytest.MonkeyPatch, usable: int, drops: dict[DropReason, int], *, old: int, read: int
+) -> DataReport:
+    """Report on `read` new mails, and the first `old` of the mailbox beside them."""
+    mailbox = cleaned(old + usable, drops)
+    monkeypatch.setattr(training.mail.clean, "clean_mailbox", lambda mails, **settings: mailbox)
+    mails = [Mail(id=f"m{n}", thread_id=f"t{n}", position=n) for n in range(old + read)]
+    retrain = Retrain(
+        old=OldSet(mails=tuple(hash_id(f"m{n}") for n in range(old))),
+        unseen=frozenset(f"m{n}" for n in range(old, old + read)),
+        only_new=True,
+    )
+    return prepare(mails, DEFAULT, sent=300, retrain=retrain).report
+
+
+def test_an_incremental_retrain_is_judged_by_its_new_mail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = incremental(monkeypatch, 38, {DropReason.EMPTY: 12}, old=25, read=50)
+    assert (report.eligible, report.usable) == (True, 38)
+    assert report.reason == "38 of 50 new sent mails are usable; 30 are needed."
+    assert (report.train, report.held_out) == (19, 19 + 1)  # one of the old set makes it min_held_out
+
+
+def test_too_little_new_mail_is_told_what_else_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = incremental(monkeypatch, 20, {DropReason.EMPTY: 20}, old=25, read=40)
+    assert report.reason == (
+        "You have 300 sent mails, 40 of them new since your adapter was trained, but 20 are empty; 30 usable "
+        "ones are needed, 20 were found: 10 more are needed, or train with the mode replay."
+    )
+    with pytest.raises(NotEnoughMail) as refusal:
+        require_enough(report, DEFAULT, only_new=True)
+    assert (refusal.value.found, refusal.value.needed) == (20, 30)
+
+
+def test_mail_that_the_ai_drafted_is_in_the_report_without_having_been_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        training.mail.clean, "clean_mailbox", lambda mails, **settings: cleaned(80, {DropReason.EMPTY: 20})
+    )
+    mails = [Mail(id=f"m{n}", thread_id=f"t{n}", position=n) for n in range(100)]
+    report = prepare(mails, DEFAULT, sent=400, drafted=300).report
+    assert report.dropped == {DropReason.AI_GENERATED: 300, DropReason.EMPTY: 20}
+    assert report.reason.startswith("You have 400 sent mails, but 300 are drafted by the AI, 20 are empty;")
 
 
 def test_enough_mail_says_so_and_tells_how_many_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
