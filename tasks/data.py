@@ -6,13 +6,14 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from store import jobs, mail
-from tasks.job_folder import DATASET, HELD_OUT, REPORT
+from store import jobs
+from tasks.job_folder import DATASET, HELD_OUT, OLD_HELD_OUT, OLD_SET, REPORT
 from tasks.stages import require_consent, stage
 from tasks.tools import database, job_folder, settings, without_mail_text
+from tasks.training_mail import can_go_on, plan_retrain, read_training_mail
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
-from training.dataset import Prepared, prepare, require_enough, to_jsonl
+from training.dataset import OldSet, Prepared, prepare, require_enough, to_jsonl
 from training.errors import StoreError
 from training.estimate import estimate_training
 from training.schemas import DataReport, Job, Stage
@@ -26,7 +27,7 @@ from training.schemas import DataReport, Job, Stage
     cache_policy=NO_CACHE,
 )
 def prepare_data(job_id: str) -> DataReport:
-    """Read the newest sent mails, keep the user's own words, split and write the data set.
+    """Read the sent mail that the mode asks for, keep the user's own words, split and write the data set.
 
     One task for two stages, because mail passes between them only in memory. A data set that an earlier
     attempt finished is used again. Raises NoConsent and NotEnoughMail.
@@ -34,24 +35,42 @@ def prepare_data(job_id: str) -> DataReport:
     db, folder = database(), job_folder(job_id)
     job = jobs.find_job(db, job_id)
     require_consent(job.user_id)
-    if folder.exists(REPORT) and folder.exists(DATASET) and folder.exists(HELD_OUT):
+    if all(folder.exists(name) for name in (REPORT, DATASET, HELD_OUT)) and can_go_on(job):
         return DataReport.model_validate(folder.read_json(REPORT))
     config = parse_train_config(job.config)
     with stage(job_id, Stage.EXTRACT), without_mail_text("Reading the mail"):
-        mails = mail.fetch_sent_mail(db, job.user_id, config.data.max_mails)
-        sent = mail.count_sent(db, job.user_id)
+        plan = plan_retrain(job, config)
+        found = read_training_mail(job, config, plan)
+        jobs.record(
+            db,
+            job_id,
+            incremental_from=plan.start_adapter,
+            sent_count=found.sent,
+            last_position=found.last_position,
+        )
+    for notice in filter(None, (plan.notice, found.chosen)):
+        jobs.add_event(db, job_id, notice)
     with stage(job_id, Stage.PREPARE), without_mail_text("Preparing the data set"):
-        prepared = prepare(mails, config.data, sent=sent)
+        prepared = prepare(
+            found.mails, config.data, sent=found.sent, drafted=found.drafted, retrain=found.retrain
+        )
         report = with_estimate(prepared, config, job)
         _record(job_id, report)
-        require_enough(report, config.data)
+        require_enough(report, config.data, only_new=found.retrain.only_new)
         folder.write_text(DATASET, to_jsonl(prepared.train))
         folder.write_text(HELD_OUT, to_jsonl(prepared.held_out))
+        folder.write_text(OLD_HELD_OUT, to_jsonl(prepared.old))
+        old = plan.old if plan.old.mails else OldSet.of(prepared.held_out)
+        folder.write_json(OLD_SET, old.to_json_dict())
         # Written last: its presence says that the data set is whole.
         folder.write_json(REPORT, report.to_json_dict())
     jobs.add_event(db, job_id, report.reason)
     get_run_logger().info(
-        "%d usable of %d sent: %d train, %d held out", report.usable, sent, report.train, report.held_out
+        "%d usable of %d sent: %d train, %d held out",
+        report.usable,
+        report.sent,
+        report.train,
+        report.held_out,
     )
     return report
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,6 +28,7 @@ from tasks.job_folder import (
     ERROR,
     HELD_OUT,
     METRICS,
+    OLD_HELD_OUT,
     PROGRESS,
     RECIPE,
     SPEC,
@@ -34,8 +38,9 @@ from tasks.tools import settings, without_mail_text
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import ChatTemplate, encode, from_jsonl
-from training.errors import AdapterRefused, ConfigError, OwnvoiceError
+from training.errors import AdapterRefused, ConfigError, OwnvoiceError, StorageError
 from training.schemas import CohortResult, JobSpec, MailLoss, TrainingProgress, TrainingResult
+from training.start_adapter import WEIGHTS_FILE, digest_of
 
 if TYPE_CHECKING:
     from training.lora import LoadedBase
@@ -86,34 +91,43 @@ def _train(folder: JobFolder) -> None:
     base = _loaded_base(spec.base_model, config.precision, config.quantise)
     train_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(dataset)]
     held_out_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(held_out)]
+    old = folder.read_text(OLD_HELD_OUT) if folder.exists(OLD_HELD_OUT) else ""
+    old_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(old)]
     if not train_examples or not held_out_examples:
         raise ConfigError(f"The data set of job {folder.job_id} is empty; retry the job.")
 
+    # What every arm is measured on: unseen mail, and in a retrain also the first run's held-out set.
+    measured = {"": held_out_examples} | ({"_old": old_examples} if old_examples else {})
     losses: dict[str, list[MailLoss]] = {}
 
     def measure(model: Any) -> None:
         report.phase("held_out")
-        losses["adapter"] = held_out_losses(model, base, held_out_examples, config.batch_tokens)
-        losses["base"] = held_out_losses(model, base, held_out_examples, config.batch_tokens, adapter=False)
+        for which, found in measured.items():
+            losses[f"adapter{which}"] = held_out_losses(model, base, found, config.batch_tokens)
+            losses[f"base{which}"] = held_out_losses(model, base, found, config.batch_tokens, adapter=False)
 
     with folder.workspace() as workspace:
-        result = lora.train_adapter(
-            config,
-            train_examples,
-            base,
-            workspace,
-            on_progress=report.step,
-            should_stop=report.cancelled,
-            after_training=measure,
-            # Storage that is no local disk gets each checkpoint, or a lost GPU machine takes it along.
-            on_checkpoint=lambda: folder.push(workspace, CHECKPOINT),
-        )
+        with _start_adapter(folder, spec) as start:
+            result = lora.train_adapter(
+                config,
+                train_examples,
+                base,
+                workspace,
+                on_progress=report.step,
+                should_stop=report.cancelled,
+                after_training=measure,
+                # Storage that is no local disk gets each checkpoint, or a lost GPU machine takes it along.
+                on_checkpoint=lambda: folder.push(workspace, CHECKPOINT),
+                start_from=start,
+            )
+            start_digest = None if start is None else digest_of(start)
         if spec.current_adapter is not None:
             try:
                 with JobFolder(folder.storage_url, spec.current_adapter).workspace() as other:
-                    losses["current"] = losses_of_saved_adapter(
-                        other / ADAPTER, base, held_out_examples, config.batch_tokens
-                    )
+                    for which, found in measured.items():
+                        losses[f"current{which}"] = losses_of_saved_adapter(
+                            other / ADAPTER, base, found, config.batch_tokens
+                        )
             except AdapterRefused as exc:
                 # A retrain is also how a lost adapter is replaced: it is judged against the base alone.
                 get_run_logger().warning("the adapter in use cannot be compared with: %s", exc)
@@ -123,11 +137,28 @@ def _train(folder: JobFolder) -> None:
         )
         recipe = describe_recipe(base.info, config, dataset, held_out, result.device)
         recipe["chatTemplate"] = ChatTemplate.of(base.tokenizer).to_json_dict()
+        recipe["startAdapter"] = spec.start_adapter and {"job": spec.start_adapter, "digest": start_digest}
         folder.write_json(RECIPE, recipe)
         folder.push(workspace, ADAPTER, ADAPTER_GGUF, CHECKPOINT)
         # Written last: its presence says that the adapter is whole.
         folder.write_json(METRICS, _metrics(result, losses, digest))
     report.finished(result)
+
+
+@contextmanager
+def _start_adapter(folder: JobFolder, spec: JobSpec) -> Iterator[Path | None]:
+    """Yield the PEFT files that training goes on from, or None; raises StorageError when they are lost."""
+    if spec.start_adapter is None:
+        yield None
+        return
+    other = JobFolder(folder.storage_url, spec.start_adapter)
+    if not other.exists(f"{ADAPTER}/{WEIGHTS_FILE}"):
+        raise StorageError(
+            f"The adapter of job {spec.start_adapter}, from which training was to go on, is no longer in "
+            f"storage. Run `ownvoice retry {folder.job_id}`: it then starts from a fresh adapter."
+        )
+    with other.workspace() as workspace:
+        yield workspace / ADAPTER
 
 
 @lru_cache(maxsize=1)
