@@ -368,6 +368,14 @@ class ScanReport(Schema):
     jobs: int = 0
     seconds: float = 0
 
+    @property
+    def sentence(self) -> str:
+        """The scan for a person."""
+        return (
+            f"Looked at {self.accounts} accounts with new sent mail, of {self.users} people: "
+            f"{self.notices} notices, {self.jobs} jobs, in {self.seconds:.2f} s."
+        )
+
 
 class RetrainEnd(StrEnum):
     """What became of one person in a monthly round."""
@@ -405,6 +413,8 @@ class RetrainReport(Schema):
     skipped: int = 0
     failed: int = 0
     cancelled: int = 0
+    busy: int = 0
+    """Due with a job under way already: left alone, and not among `due`."""
     running: int = 0
     """Not ended when the round stopped waiting; they go on by themselves."""
     minutes: float = 0
@@ -413,6 +423,27 @@ class RetrainReport(Schema):
     """US dollars."""
     seconds: float = 0
     """Of the round itself."""
+
+    @property
+    def sentence(self) -> str:
+        """The round for a person."""
+        left = f" {self.busy} more have a job under way and were left alone." if self.busy else ""
+        if self.due == 0:
+            return f"Nobody was due.{left}"
+        counts = {
+            "trained": self.trained,
+            "kept": self.kept,
+            "not proven": self.not_proven,
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+            "still running": self.running,
+        }
+        ends = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return (
+            f"{self.due} due: {ends}. {self.cohorts} cohorts, {self.minutes:.1f} minutes of jobs, "
+            f"${self.cost:.2f}, in {self.seconds / 60:.1f} minutes.{left}"
+        )
 
 
 # ---- training --------------------------------------------------------------------------------------
@@ -443,6 +474,8 @@ class TrainingProgress(Schema):
     eta_seconds: float
     phase: str = "train"
     """`load`, `train`, `held_out` or `export`."""
+    seconds: float = 0
+    """Seconds since the device began with this job: what it is charged for."""
 
 
 class TrainingResult(Schema):
@@ -520,6 +553,52 @@ class ServedModel(Schema):
     name: str
     digest: str | None = None
     """Digest of the adapter, or None for a base model."""
+
+
+# ---- rollback and erasure --------------------------------------------------------------------------
+
+
+class RollbackResult(Schema):
+    """What going back to an earlier version changed."""
+
+    user_id: str
+    job_id: str
+    """The job whose adapter answers now."""
+    old_version: int
+    old_model: str
+    new_version: int
+    new_model: str
+
+
+class EraseResult(StrEnum):
+    REMOVED = "removed"
+    ABSENT = "absent"
+    KEPT = "kept"
+
+
+class EraseItem(Schema):
+    """One thing that was to go. Ids, names and digests only."""
+
+    kind: str
+    """`adapter`, `blob`, `job folder`, `rows`, `flow runs`, `artifacts` or `events`."""
+    name: str
+    where: str
+    """`llamacpp`, `ollama <host>`, `storage`, `database` or `prefect`."""
+    result: EraseResult
+    verified: str
+    """How it was seen to be gone, or why it stays."""
+
+
+class EraseReceipt(Schema):
+    """The proof of an erasure; written after each step, so that a crash loses none of it."""
+
+    user_id: str
+    started_at: datetime
+    finished_at: datetime | None = None
+    keep_mail: bool = False
+    items: tuple[EraseItem, ...] = ()
+    complete: bool = False
+    """No adapter, file or row is left that was to go; Prefect's records of ids do not count."""
 
 
 # ---- imports ---------------------------------------------------------------------------------------
