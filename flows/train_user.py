@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from prefect import flow
-from prefect.states import State
+from prefect.states import Completed, State
 
 from tasks.cohort import train_on_gpu
 from tasks.data import prepare_data
@@ -19,7 +19,7 @@ from tasks.hooks import on_cancellation, on_crashed
 from tasks.prove import evaluate_adapter
 from tasks.publish import activate, publish_adapter, write_samples
 from tasks.stages import claim_job, end_cancelled, end_failed
-from training.errors import TrainingCancelled
+from training.errors import InvalidTransition, TrainingCancelled
 from training.schemas import Outcome, Trigger
 
 
@@ -45,7 +45,10 @@ def train_user(
         trigger: What asked for the training.
         idempotency_key: The same key twice gives one job.
     """
-    job = claim_job(user_id, job_id, config, trigger, idempotency_key)
+    try:
+        job = claim_job(user_id, job_id, config, trigger, idempotency_key)
+    except InvalidTransition as nothing:
+        return Completed(name="NothingToDo", message=str(nothing))
     try:
         prepare_data(job.id)
         train_on_gpu(job.id)

@@ -26,7 +26,7 @@ Connection = psycopg.Connection[TupleRow]
 MIGRATIONS = Path(__file__).parent / "migrations"
 CONNECT_TIMEOUT_S = 10
 POOL_TIMEOUT_S = 30
-"""How long a caller waits for a free connection before it is told so."""
+"""How long a caller waits for a free connection before it is told so, unless it says otherwise."""
 MIGRATION_LOCK = 0x6F776E76
 """Key of the advisory lock that makes two migrators take turns ("ownv" in ASCII)."""
 
@@ -76,9 +76,12 @@ class Database:
             raise store_error(exc, self.address) from exc
 
 
-def open_database(url: str, *, sent_column: str = "isSent", max_connections: int = 10) -> Database:
+def open_database(
+    url: str, *, sent_column: str = "isSent", max_connections: int = 10, wait_s: float = POOL_TIMEOUT_S
+) -> Database:
     """Connect to `url` and return the opened database.
 
+    `wait_s`: seconds for which a later call waits for a free connection, or for a server that went away.
     `sent_column` names the column of "EmailMessage" that flags sent mail. Raises StoreError when the server
     cannot be reached, with its address (never the password) and what to do.
     """
@@ -94,7 +97,7 @@ def open_database(url: str, *, sent_column: str = "isSent", max_connections: int
         kwargs={"autocommit": True, "connect_timeout": CONNECT_TIMEOUT_S},
         min_size=1,
         max_size=max_connections,
-        timeout=POOL_TIMEOUT_S,
+        timeout=max(1.0, wait_s),
         open=False,  # opened below: a pool that opens itself cannot report that it failed
         configure=_use_utc,
         check=ConnectionPool.check_connection,  # a restarted server costs one reconnect, not one failed job

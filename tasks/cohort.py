@@ -1,45 +1,72 @@
-"""Handing jobs to the GPU pool and following them. CPU side: mirrors the GPU's progress into the job rows."""
+"""Several jobs, one loaded base: starting their runs, and what happens to each of them. CPU side."""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.deployments import run_deployment
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Cancelling
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from store import jobs
+from store import dispatch, jobs
+from tasks.data import prepare_data
+from tasks.following import Ended, follow, job_tag, raise_what_stopped
 from tasks.job_folder import ADAPTER, CANCEL, ERROR, METRICS, PROGRESS, SPEC, JobFolder
-from tasks.stages import stage
+from tasks.prove import evaluate_adapter
+from tasks.publish import activate, publish_adapter, write_samples
+from tasks.stages import ending, take_up
 from tasks.tools import database, job_folder, settings
-from training.errors import OrchestratorUnavailable, OwnvoiceError, StorageError, TrainingCancelled
-from training.schemas import STAGE_PROGRESS, EventLevel, Job, JobSpec, Stage, TrainingProgress
+from training.errors import InvalidTransition, OrchestratorUnavailable
+from training.schemas import EventLevel, Job, JobSpec, Outcome, RetrainMode, Stage, Trigger
 
-DEPLOYMENT = "train-adapters/gpu"
-POLL_S = 1.0
-WAITING_NOTICE_S = 60.0
-"""After this long without a GPU worker the event stream says what the job is waiting for."""
-SERVER_GONE_S = 300.0
-"""How long the Prefect server may be away before the job gives up on hearing of its training."""
-CANCEL_GRACE_S = 10.0
-"""How long a training may take to see the cancel marker before its flow run is cancelled as well."""
-STOP_S = 30.0
-"""How long a parent's end is held up for its training to stop."""
-TRAIN_SPAN = 80 - STAGE_PROGRESS[Stage.TRAIN]
-"""Training moves the job from 30 to 80 % (seeds)."""
+ONE, SEVERAL, TRAINING = "train-user/default", "train-cohort/default", "train-adapters/gpu"
+MAX_TRAININGS = 3
+"""Training runs whose process may die before the jobs that are left end FAILED; each resumes."""
+START_WAIT_S = 120.0
+"""How long the start of a training run is tried while the Prefect server is away."""
+QUEUES = {
+    # high: somebody waits; normal: a threshold asked; bulk: the monthly round.
+    Trigger.MANUAL: "high",
+    Trigger.APP: "high",
+    Trigger.MAIL_COUNT: "normal",
+    Trigger.FEEDBACK: "normal",
+    Trigger.SCHEDULE: "bulk",
+}
+
+
+def start_cohort(job_ids: Sequence[str], base_model: str) -> UUID:
+    """Start the flow run that carries out claimed jobs, and bind them to it; one job gets a run of its own.
+
+    Raises OrchestratorUnavailable, the claim being released then.
+    """
+    db = database()
+    found = [jobs.find_job(db, job_id) for job_id in job_ids]
+    parameters: dict[str, Any] = {"job_ids": list(job_ids), "base_model": base_model}
+    if len(found) == 1:
+        parameters = {"user_id": found[0].user_id, "job_id": found[0].id, "trigger": found[0].trigger.value}
+    try:
+        run = run_deployment(
+            ONE if len(found) == 1 else SEVERAL,
+            parameters=parameters,
+            timeout=0,
+            as_subflow=False,  # it outlives the flow that starts it
+            tags=[f"user:{job.user_id}" for job in found],
+            # The claim's moment: a dispatcher that repeats itself gets its run back, a later claim a new one.
+            idempotency_key=f"{found[0].id}:{found[0].dispatched_at}:{len(found)}",
+        )
+    except (httpx.HTTPError, PrefectHTTPStatusError, ObjectNotFound) as exc:
+        dispatch.release_claim(db, job_ids)
+        raise OrchestratorUnavailable(
+            f"The Prefect server could not start {len(found)} waiting jobs ({type(exc).__name__}). "
+            "They stay PENDING and are tried again within a minute."
+        ) from exc
+    dispatch.bind_run(db, job_ids, str(run.id))
+    return run.id
 
 
 @task(cache_policy=NO_CACHE)
@@ -47,59 +74,119 @@ def train_on_gpu(job_id: str) -> None:
     """Run the job's training on the GPU pool and wait for it. A training that is finished is not repeated.
 
     Raises what stopped it: TrainingDiverged and the like under their codes, TrainingCancelled, and
-    TRAINING_CRASHED when the process died (a retry resumes from its checkpoint).
+    TRAINING_CRASHED when its process died again and again.
     """
-    folder = job_folder(job_id)
-    if folder.exists(METRICS):
-        return
-    with stage(job_id, Stage.TRAIN) as job:
-        _write_spec(job, folder)
+    for ended in train_together([job_id]):
+        raise_what_stopped(ended)
+
+
+def train_together(job_ids: Sequence[str]) -> Iterator[Ended]:
+    """Train jobs of one base model in one GPU run; yield each as soon as it has ended there.
+
+    A run whose process died is started again for the jobs that it had not finished, the one that it was
+    at work on last: if that one killed it, its neighbours are done by then.
+    """
+    waiting = [job_id for job_id in job_ids if not _is_over(job_id)]
+    yield from (Ended(job_id) for job_id in job_ids if job_id not in waiting)
+    began = time.monotonic()
+    for attempt in range(1, MAX_TRAININGS + 1):
+        if not waiting:
+            return
+        run = start_training(waiting, attempt)
+        lost: list[Ended] = []
+        for ended in follow(run, waiting):
+            jobs.record(
+                database(), ended.job_id, timings={Stage.TRAIN.value: round(time.monotonic() - began, 2)}
+            )
+            if ended.lost and attempt < MAX_TRAININGS:
+                lost.append(ended)
+            else:
+                yield ended
+        waiting = [ended.job_id for ended in sorted(lost, key=lambda ended: ended.at_work)]
+        for job_id in waiting:
+            jobs.add_event(
+                database(),
+                job_id,
+                f"The training process died; starting it again (attempt {attempt + 1} of {MAX_TRAININGS})",
+                level=EventLevel.WARN,
+            )
+
+
+def start_training(job_ids: Sequence[str], attempt: int) -> UUID:
+    """Write each job's `job.json` and start one run of train-adapters for them all; returns its id."""
+    entered = []
+    for job_id in job_ids:
+        entered.append(jobs.enter_stage(database(), job_id, Stage.TRAIN))
+        folder = job_folder(job_id)
+        _write_spec(entered[-1], folder)
         folder.remove(ERROR, PROGRESS, CANCEL)
-        run = run_deployment(
-            DEPLOYMENT,
-            parameters={
-                "job_ids": [job_id],
-                "base_model": job.base_model,
-                "storage_url": settings().storage,
-            },
-            timeout=0,
-            # Its runs are found by this tag; a name given here would be replaced by the flow's own.
-            tags=[job_tag(job_id)],
-            # A retry of the flow run makes a fresh training run, a repeated call inside one run does not.
-            idempotency_key=f"{runtime.flow_run.id}:{runtime.flow_run.run_count}:{job_id}",
-        )
-        get_run_logger().info("training runs as flow run %s", run.id)
-        _follow(run.id, job_id, folder)
-
-
-def job_tag(job_id: str) -> str:
-    """Return the tag of a job's training runs."""
-    return f"job:{job_id}"
-
-
-def stop_training(job_id: str) -> None:
-    """Stop whatever training of the job is still at work, and wait until it has let go of the job folder.
-
-    For a parent that was killed or cancelled and no longer follows its training. A training stops by itself
-    at its next step and keeps its checkpoint; one that does not is cancelled. Gives up after `STOP_S`.
-    """
-    job_folder(job_id).write_text(CANCEL, "")
-    unfinished = FlowRunFilter(
-        tags=FlowRunFilterTags(all_=[job_tag(job_id)]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(set(StateType) - TERMINAL_STATES))),
-    )
     started = time.monotonic()
-    with ExitStack() as stack:
-        client = stack.enter_context(get_client(sync_client=True))
-        while time.monotonic() - started < STOP_S:
-            runs = client.read_flow_runs(flow_run_filter=unfinished)
-            if not runs:
-                return
-            for run in runs:
-                begun = run.state is not None and run.state.type == StateType.RUNNING
-                if not begun or time.monotonic() - started > CANCEL_GRACE_S:
-                    _cancel_run(client, run)
-            time.sleep(POLL_S)
+    while True:
+        try:
+            run = run_deployment(
+                TRAINING,
+                parameters={
+                    "job_ids": list(job_ids),
+                    "base_model": entered[0].base_model,
+                    "storage_url": settings().storage,
+                },
+                timeout=0,
+                # Its runs are found by these tags; a name given here would be replaced by the flow's own.
+                tags=[job_tag(job_id) for job_id in job_ids],
+                # A retry of the flow run makes a fresh training run, a repeated call in one run does not.
+                idempotency_key=f"{runtime.flow_run.id}:{runtime.flow_run.run_count}:{job_ids[0]}:{attempt}",
+                work_queue_name=QUEUES[entered[0].trigger],
+            )
+        except (httpx.HTTPError, PrefectHTTPStatusError) as exc:
+            if time.monotonic() - started > START_WAIT_S:
+                raise OrchestratorUnavailable(
+                    f"The Prefect server has not started a training for {START_WAIT_S:.0f} s "
+                    f"({type(exc).__name__}). Start it and retry the job."
+                ) from exc
+            time.sleep(2)
+        else:
+            get_run_logger().info("training of %d jobs runs as flow run %s", len(job_ids), run.id)
+            return run.id
+
+
+@task(task_run_name="prepare-{job_id}", cache_policy=NO_CACHE)
+def prepare_job(job_id: str) -> bool:
+    """Take one job of a cohort up and prepare its data; False when it has no part in this run any more."""
+    try:
+        take_up(job_id)
+    except InvalidTransition as exc:
+        get_run_logger().info("%s", exc)
+        return False
+    with ending(job_id):
+        prepare_data(job_id)
+        return True
+    return False
+
+
+@task(task_run_name="finish-{ended.job_id}", cache_policy=NO_CACHE)
+def finish_job(ended: Ended) -> dict[str, Any]:
+    """Judge, publish and activate one trained job of a cohort, or end it as what stopped it."""
+    job_id = ended.job_id
+    with ending(job_id):
+        raise_what_stopped(ended)
+        decision = evaluate_adapter(job_id)
+        if decision.outcome is Outcome.PROMOTED:
+            publish_adapter(job_id)
+            write_samples(job_id)
+        activate(job_id, decision)
+    return jobs.find_job(database(), job_id).to_json_dict()
+
+
+def end_all(job_ids: Sequence[str], error: Exception) -> None:
+    """End every job of a cohort as what stopped the cohort itself."""
+    for job_id in job_ids:
+        with ending(job_id):
+            raise error
+
+
+def _is_over(job_id: str) -> bool:
+    """Tell whether a job needs no training: it has its adapter already, or somebody stopped it."""
+    return job_folder(job_id).exists(METRICS) or jobs.is_cancel_requested(database(), job_id)
 
 
 def _write_spec(job: Job, folder: JobFolder) -> None:
@@ -109,6 +196,7 @@ def _write_spec(job: Job, folder: JobFolder) -> None:
         and current.base_model == job.base_model
         and job_folder(current.id).exists(ADAPTER)
     )
+    current_id = current.id if current is not None and usable else None
     folder.write_json(
         SPEC,
         JobSpec(
@@ -116,86 +204,8 @@ def _write_spec(job: Job, folder: JobFolder) -> None:
             base_model=job.base_model,
             version=job.version,
             train_config=job.config,
-            current_adapter=current.id if current is not None and usable else None,
-            start_adapter=job.incremental_from,
+            current_adapter=current_id,
+            # Set when the data set was made: it decided for the adapter that was in use then.
+            start_adapter=job.incremental_from if job.config.get("mode") == RetrainMode.INCREMENTAL else None,
         ).to_json_dict(),
     )
-
-
-def _follow(run_id: UUID, job_id: str, folder: JobFolder) -> None:
-    """Mirror progress until the flow run has ended, pass a cancel on, then raise what went wrong."""
-    db = database()
-    started = heard = time.monotonic()
-    cancelled_at: float | None = None
-    noticed = False
-    last: TrainingProgress | None = None
-    with ExitStack() as stack:
-        client = stack.enter_context(get_client(sync_client=True))
-        while True:
-            try:
-                run = client.read_flow_run(run_id)
-                heard = time.monotonic()
-            except (httpx.HTTPError, PrefectHTTPStatusError) as exc:
-                if time.monotonic() - heard > SERVER_GONE_S:
-                    raise OrchestratorUnavailable(
-                        f"The Prefect server has not answered for {SERVER_GONE_S:.0f} s while job {job_id} "
-                        "trained. Start it and retry the job: it goes on from its checkpoint."
-                    ) from exc
-                time.sleep(POLL_S)
-                continue
-            last = _mirror(job_id, folder, last)
-            if run.state is not None and run.state.is_final():
-                break
-            if cancelled_at is None and jobs.is_cancel_requested(db, job_id):
-                folder.write_text(CANCEL, "")
-                cancelled_at = time.monotonic()
-            if cancelled_at is not None and time.monotonic() - cancelled_at > CANCEL_GRACE_S:
-                _cancel_run(client, run)
-                cancelled_at = time.monotonic()
-            if not noticed and last is None and time.monotonic() - started > WAITING_NOTICE_S:
-                noticed = True
-                jobs.add_event(
-                    db,
-                    job_id,
-                    f"Waiting for a worker on the pool {settings().gpu_pool}; none has taken the training",
-                    level=EventLevel.WARN,
-                )
-            time.sleep(POLL_S)
-    _raise_what_stopped(job_id, folder, run)
-
-
-def _mirror(job_id: str, folder: JobFolder, last: TrainingProgress | None) -> TrainingProgress | None:
-    """Copy the training's progress into the job row; progress that cannot be read now is read next time."""
-    try:
-        if not folder.exists(PROGRESS):
-            return last
-        now = TrainingProgress.model_validate(folder.read_json(PROGRESS))
-    except (StorageError, ValueError):
-        return last
-    if now != last:
-        percent = STAGE_PROGRESS[Stage.TRAIN] + TRAIN_SPAN * now.step / now.steps
-        jobs.report_progress(database(), job_id, round(percent, 1), now.to_json_dict())
-    return now
-
-
-def _cancel_run(client: SyncPrefectClient, run: FlowRun) -> None:
-    client.set_flow_run_state(run.id, Cancelling(), force=False)
-
-
-def _raise_what_stopped(job_id: str, folder: JobFolder, run: FlowRun) -> None:
-    if folder.exists(METRICS):
-        return
-    if jobs.is_cancel_requested(database(), job_id):
-        raise TrainingCancelled(f"Job {job_id} was cancelled while it trained.")
-    if folder.exists(ERROR):
-        found = folder.read_json(ERROR)
-        error = OwnvoiceError(str(found.get("message")))
-        error.code = str(found.get("code"))
-        raise error
-    state = run.state
-    error = OwnvoiceError(
-        f"The training of job {job_id} ended as {state.name if state else 'unknown'} without a result. "
-        f"Run `ownvoice retry {job_id}`: it resumes from its checkpoint."
-    )
-    error.code = "TRAINING_CANCELLED" if state and state.type == StateType.CANCELLED else "TRAINING_CRASHED"
-    raise error

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from store import jobs
 from tasks.job_folder import DATASET, HELD_OUT, OLD_HELD_OUT, OLD_SET, REPORT
+from tasks.progress import not_essential
 from tasks.stages import require_consent, stage
 from tasks.tools import database, job_folder, settings, without_mail_text
 from tasks.training_mail import can_go_on, plan_retrain, read_training_mail
@@ -92,11 +93,12 @@ def _record(job_id: str, report: DataReport) -> None:
         estimated_seconds=report.estimate.seconds,
         estimated_cost=report.estimate.cost,
     )
-    create_markdown_artifact(
-        key=f"data-report-{job_id}",
-        markdown=data_report_markdown(report),
-        description="What became of the mail",
-    )
+    with not_essential("The data report"):
+        create_markdown_artifact(
+            key=f"data-report-{job_id}",
+            markdown=data_report_markdown(report),
+            description="What became of the mail",
+        )
 
 
 def data_report_markdown(report: DataReport) -> str:

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from store import jobs
 from tasks.job_folder import ADAPTER_GGUF, METRICS
+from tasks.progress import not_essential
 from tasks.stages import stage
 from tasks.tools import database, job_folder, settings
 from training.config import parse_train_config
@@ -38,15 +39,18 @@ def evaluate_adapter(job_id: str) -> GateDecision:
             adapter_size=folder.size_of(ADAPTER_GGUF),
             adapter_digest=str(found["adapterDigest"]),
             adapter_path=f"{folder.url}/{ADAPTER_GGUF}",
-            actual_cost=round(job.timings.get(Stage.TRAIN.value, 0.0) / 3600 * settings().hourly_price, 4),
+            # What the device spent on this job; a cohort's jobs share one run, not one bill.
+            actual_cost=round(float(found["gpuSeconds"]) / 3600 * settings().hourly_price, 6),
+            eta_seconds=None,
         )
-        create_markdown_artifact(
-            key=f"decision-{job_id}",
-            markdown=f"**{decision.outcome}.** {decision.reason}\n\n| | |\n|---|---:|\n"
-            + "\n".join(f"| {name} | {value:.4f} |" for name, value in decision.numbers.items())
-            + f"\n\nCost: ${job.actual_cost or 0:.4f} (estimated ${job.estimated_cost or 0:.4f}).",
-            description="Does the adapter go live?",
-        )
+        with not_essential("The decision"):
+            create_markdown_artifact(
+                key=f"decision-{job_id}",
+                markdown=f"**{decision.outcome}.** {decision.reason}\n\n| | |\n|---|---:|\n"
+                + "\n".join(f"| {name} | {value:.4f} |" for name, value in decision.numbers.items())
+                + f"\n\nCost: ${job.actual_cost or 0:.4f} (estimated ${job.estimated_cost or 0:.4f}).",
+                description="Does the adapter go live?",
+            )
     jobs.add_event(db, job_id, decision.reason)
     get_run_logger().info("%s: %s", decision.outcome, decision.reason)
     return decision

@@ -15,6 +15,7 @@ from serving.adapter_file import file_digest
 from serving.base import adapter_name
 from store import jobs
 from tasks.job_folder import ADAPTER_GGUF, RECIPE, SAMPLES
+from tasks.progress import not_essential, show_progress
 from tasks.stages import forget_mail, require_consent, stage, stop_if_cancelled, take_back
 from tasks.tools import database, job_folder, serving, settings
 from training.dataset import NEUTRAL_INSTRUCTIONS, ChatTemplate, prompt_messages
@@ -32,18 +33,19 @@ def retry_delays(wait_s: float) -> list[float]:
     return delays
 
 
-def _serving_is_away(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
+def serving_is_away(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
+    """Tell Prefect to try again only when the engine did not answer or was busy."""
     return isinstance(getattr(state, "data", None), ServingUnavailable)
 
 
-_DELAYS = retry_delays(settings().serving_wait_s)
+SERVING_DELAYS = retry_delays(settings().serving_wait_s)
 
 
 @task(
     # The engine may be restarting; a refused adapter is final and is not tried again.
-    retries=len(_DELAYS),
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=_serving_is_away,
+    retries=len(SERVING_DELAYS),
+    retry_delay_seconds=SERVING_DELAYS,
+    retry_condition_fn=serving_is_away,
     cache_policy=NO_CACHE,
 )
 def publish_adapter(job_id: str) -> Published:
@@ -72,9 +74,9 @@ def publish_adapter(job_id: str) -> Published:
 
 
 @task(
-    retries=len(_DELAYS),
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=_serving_is_away,
+    retries=len(SERVING_DELAYS),
+    retry_delay_seconds=SERVING_DELAYS,
+    retry_condition_fn=serving_is_away,
     cache_policy=NO_CACHE,
 )
 def write_samples(job_id: str) -> None:
@@ -99,14 +101,16 @@ def write_samples(job_id: str) -> None:
         jobs.add_event(db, job_id, f"No samples were written: {exc}", level=EventLevel.WARN)
         return
     job_folder(job_id).write_json(SAMPLES, {"samples": samples})
-    create_markdown_artifact(
-        key=f"samples-{job_id}",
-        markdown="\n\n".join(
-            f"### {s['prompt']}\n\n**Base**\n\n{_quoted(s['base'])}\n\n**Adapter**\n\n{_quoted(s['adapter'])}"
-            for s in samples
-        ),
-        description="Base and adapter, same neutral prompts",
-    )
+    with not_essential("The samples"):
+        create_markdown_artifact(
+            key=f"samples-{job_id}",
+            markdown="\n\n".join(
+                f"### {sample['prompt']}\n\n**Base**\n\n{_quoted(sample['base'])}\n\n"
+                f"**Adapter**\n\n{_quoted(sample['adapter'])}"
+                for sample in samples
+            ),
+            description="Base and adapter, same neutral prompts",
+        )
 
 
 @task(cache_policy=NO_CACHE)
@@ -131,7 +135,9 @@ def activate(job_id: str, decision: GateDecision) -> Job:
             take_back(job)
             raise
     forget_mail(job_id)
-    return jobs.find_job(db, job_id)
+    ended = jobs.find_job(db, job_id)
+    show_progress(ended, f"{ended.outcome}")
+    return ended
 
 
 def _require_judged(adapter: Path, job: Job) -> None:

@@ -13,6 +13,7 @@ from prefect.states import Cancelled
 
 from store import dispatch, jobs, users
 from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, HELD_OUT, OLD_HELD_OUT, PROGRESS
+from tasks.progress import show_progress
 from tasks.tools import database, job_folder, serving, settings
 from training.base_models import find_base_model
 from training.config import load_train_config
@@ -44,7 +45,12 @@ def claim_job(
         job = _make_job(user.id, config, trigger, idempotency_key)
     if job.user_id != user.id:
         raise InvalidTransition(f"Job {job.id} does not belong to user {user.id}.")
-    job = dispatch.take_up(db, job.id, flow_run)
+    return take_up(job.id)
+
+
+def take_up(job_id: str) -> Job:
+    """Make this flow run the one that works on the job. Raises InvalidTransition, UnknownJob."""
+    job = dispatch.take_up(database(), job_id, str(runtime.flow_run.id))
     get_run_logger().info("job %s, version %s, on %s", job.id, job.version, job.base_model)
     return job
 
@@ -82,6 +88,7 @@ def stage(job_id: str, entered: Stage) -> Iterator[Job]:
     db = database()
     stop_if_cancelled(job_id)
     job = jobs.enter_stage(db, job_id, entered)
+    show_progress(job, f"{entered}")
     started = time.monotonic()
     try:
         yield job
@@ -94,6 +101,18 @@ def stop_if_cancelled(job_id: str) -> None:
     """Raise TrainingCancelled when somebody asked for it."""
     if jobs.is_cancel_requested(database(), job_id):
         raise TrainingCancelled(f"Job {job_id} was cancelled.")
+
+
+@contextmanager
+def ending(job_id: str) -> Iterator[None]:
+    """Let whatever stops the job end it, and it alone: CANCELLED or FAILED, its neighbours go on."""
+    try:
+        yield
+    except TrainingCancelled:
+        end_cancelled(job_id)
+    except Exception as error:
+        get_run_logger().error("job %s: %s", job_id, _sentence(error))
+        end_failed(job_id, error)
 
 
 def end_cancelled(job_id: str) -> State[None]:
@@ -116,12 +135,13 @@ def end_cancelled(job_id: str) -> State[None]:
 def end_failed(job_id: str, error: Exception) -> None:
     """Write the failure into the row: a code and a sentence. The job folder stays for `retry`."""
     code = error.code if isinstance(error, OwnvoiceError) else "INTERNAL"
-    message = (
-        str(error)
-        if isinstance(error, OwnvoiceError)
-        else f"An unexpected {type(error).__name__} stopped the job; retry it, and report it if it stays."
-    )
-    jobs.fail_job(database(), job_id, code, message)
+    jobs.fail_job(database(), job_id, code, _sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OwnvoiceError):
+        return str(error)
+    return f"An unexpected {type(error).__name__} stopped the job; retry it, and report it if it stays."
 
 
 def take_back(job: Job) -> None:

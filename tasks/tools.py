@@ -5,14 +5,15 @@ Opened per process and only when asked for, so that a GPU machine, which asks fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tasks.job_folder import JobFolder
 from training.base_models import find_base_model
-from training.errors import OwnvoiceError
+from training.errors import OwnvoiceError, ServingUnavailable, StoreUnavailable
 from training.schemas import ChatMessage
 from training.settings import Settings, load_settings
 
@@ -28,15 +29,27 @@ def settings() -> Settings:
 
 @lru_cache(maxsize=1)
 def database() -> Database:
-    """Return this process's database; the embedded server is started when no DATABASE_URL is set."""
+    """Return this process's database; the embedded server is started when no DATABASE_URL is set.
+
+    A server that is away is waited for (OWNVOICE_DATABASE_WAIT_S), now and at every later call: a restart
+    must cost a job a pause. Raises StoreUnavailable after that.
+    """
     from store import embedded
     from store.database import open_database
 
-    url = settings().database_url
-    return open_database(
-        url.get_secret_value() if url else embedded.start(settings().home),
-        sent_column=settings().sent_column,
-    )
+    url, wait_s = settings().database_url, settings().database_wait_s
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return open_database(
+                url.get_secret_value() if url else embedded.start(settings().home),
+                sent_column=settings().sent_column,
+                wait_s=wait_s,
+            )
+        except StoreUnavailable:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
 
 
 def job_folder(job_id: str) -> JobFolder:
@@ -60,6 +73,29 @@ def serving(
         yield engine
     finally:
         engine.close()
+
+
+@contextmanager
+def changing_models(timeout_s: float = 600.0) -> Iterator[None]:
+    """Be the only one that creates or deletes models on the Ollama server, across processes.
+
+    Its manifests are not written atomically (see serving/ollama.py). Nothing to wait for on the embedded
+    engine. Raises ServingUnavailable when the turn does not come within `timeout_s`.
+    """
+    from prefect.concurrency.sync import concurrency
+
+    limit = settings().serving_limit
+    if limit is None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(concurrency(limit, timeout_seconds=timeout_s))
+        except TimeoutError as exc:
+            raise ServingUnavailable(
+                f"Others have been changing models on the Ollama server for {timeout_s:.0f} s. Try again."
+            ) from exc
+        yield
 
 
 @contextmanager

@@ -34,11 +34,12 @@ from tasks.job_folder import (
     SPEC,
     JobFolder,
 )
+from tasks.progress import not_essential
 from tasks.tools import settings, without_mail_text
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import ChatTemplate, encode, from_jsonl
-from training.errors import AdapterRefused, ConfigError, OwnvoiceError, StorageError
+from training.errors import AdapterRefused, ConfigError, OwnvoiceError, StorageError, TrainingCancelled
 from training.schemas import CohortResult, JobSpec, MailLoss, TrainingProgress, TrainingResult
 from training.start_adapter import WEIGHTS_FILE, digest_of
 
@@ -61,10 +62,13 @@ def train_job(job_id: str, storage_url: str) -> CohortResult:
         with without_mail_text("Training"):
             if not folder.exists(METRICS):
                 folder.remove(ERROR, PROGRESS)
-                _train(folder)
+                if is_stopped(folder):
+                    raise TrainingCancelled(f"Job {job_id} was cancelled before its training began.")
+                _train(folder, started)
     except OwnvoiceError as exc:
         get_run_logger().error("job %s: %s %s", job_id, exc.code, exc)
-        folder.write_json(ERROR, {"code": exc.code, "message": str(exc)})
+        if folder.exists(SPEC):  # a job that ended without waiting for us took its folder along
+            folder.write_json(ERROR, {"code": exc.code, "message": str(exc)})
         return CohortResult(
             job_id=job_id,
             ok=False,
@@ -75,7 +79,12 @@ def train_job(job_id: str, storage_url: str) -> CohortResult:
     return CohortResult(job_id=job_id, ok=True, seconds=time.monotonic() - started)
 
 
-def _train(folder: JobFolder) -> None:
+def is_stopped(folder: JobFolder) -> bool:
+    """Tell whether somebody asked for the job to stop, or its folder is gone because it has ended."""
+    return folder.exists(CANCEL) or not folder.exists(SPEC)
+
+
+def _train(folder: JobFolder, started: float) -> None:
     """Do one job, in event order: read, load the base, train, measure, convert, write back."""
     # Imported here: loading this module must stay quick, and these cost seconds.
     from training import lora
@@ -85,7 +94,7 @@ def _train(folder: JobFolder) -> None:
 
     spec = JobSpec.model_validate(folder.read_json(SPEC))
     config = parse_train_config(spec.train_config)
-    report = _Reporter(folder)
+    report = _Reporter(folder, started)
     report.phase("load")
     dataset, held_out = folder.read_text(DATASET), folder.read_text(HELD_OUT)
     base = _loaded_base(spec.base_model, config.precision, config.quantise)
@@ -141,7 +150,7 @@ def _train(folder: JobFolder) -> None:
         folder.write_json(RECIPE, recipe)
         folder.push(workspace, ADAPTER, ADAPTER_GGUF, CHECKPOINT)
         # Written last: its presence says that the adapter is whole.
-        folder.write_json(METRICS, _metrics(result, losses, digest))
+        folder.write_json(METRICS, _metrics(result, losses, digest, time.monotonic() - started))
     report.finished(result)
 
 
@@ -170,9 +179,12 @@ def _loaded_base(base_model: str, precision: str, quantise: str) -> LoadedBase:
     return load_base(find_base_model(base_model), settings().cache, config)
 
 
-def _metrics(result: TrainingResult, losses: dict[str, list[MailLoss]], digest: str) -> dict[str, Any]:
-    """Return what the CPU side needs to judge and record the job; losses are per mail, by id."""
+def _metrics(
+    result: TrainingResult, losses: dict[str, list[MailLoss]], digest: str, seconds: float
+) -> dict[str, Any]:
+    """Return what the CPU side needs to judge, record and charge the job; losses are per mail, by id."""
     return {
+        "gpuSeconds": round(seconds, 2),
         "training": result.to_json_dict(),
         "adapterDigest": digest,
         "heldOut": {arm: [loss.to_json_dict() for loss in found] for arm, found in losses.items()},
@@ -182,8 +194,9 @@ def _metrics(result: TrainingResult, losses: dict[str, list[MailLoss]], digest: 
 class _Reporter:
     """Progress for the CPU side (progress.json) and for people in the Prefect UI (artifacts)."""
 
-    def __init__(self, folder: JobFolder) -> None:
+    def __init__(self, folder: JobFolder, started: float) -> None:
         self.folder = folder
+        self.started = started
         self.last = TrainingProgress(
             step=0, steps=1, epoch=0, loss=0, tokens=0, tokens_per_second=0, eta_seconds=0, phase="load"
         )
@@ -192,12 +205,14 @@ class _Reporter:
         self._artifact: UUID | None = None
 
     def phase(self, phase: str) -> None:
-        self.last = self.last.model_copy(update={"phase": phase})
+        self.last = self.last.model_copy(
+            update={"phase": phase, "seconds": round(time.monotonic() - self.started, 2)}
+        )
         self._write()
 
     def step(self, progress: TrainingProgress) -> None:
-        self.last = progress
         now = time.monotonic()
+        self.last = progress.model_copy(update={"seconds": round(now - self.started, 2)})
         if now - self._written >= PROGRESS_EVERY_S or progress.step == progress.steps:
             self._write()
         if now - self._shown >= ARTIFACT_EVERY_S:
@@ -208,7 +223,7 @@ class _Reporter:
         now = time.monotonic()
         if now - self._asked >= PROGRESS_EVERY_S:
             self._asked = now
-            self._stop = self._stop or self.folder.exists(CANCEL)
+            self._stop = self._stop or is_stopped(self.folder)
         return self._stop
 
     def finished(self, result: TrainingResult) -> None:
@@ -220,14 +235,14 @@ class _Reporter:
             for step, loss in result.loss_curve
             if step % every == 0 or step == len(result.loss_curve)
         ]
-        create_table_artifact(table=rows, key=f"loss-curve-{job_id}", description="Nat per reply token")
-        create_markdown_artifact(
-            key=f"training-{job_id}",
-            markdown=f"{result.steps} steps, {result.train_tokens} tokens in {result.train_seconds:.0f} s on "
+        text = (
+            f"{result.steps} steps, {result.train_tokens} tokens in {result.train_seconds:.0f} s on "
             f"{result.device}: {result.train_tokens_per_second:.0f} tokens/s, at most "
-            f"{result.peak_memory_bytes / 1e9:.1f} GB.\n\n{loss_plot(result)}",
-            description="Training run",
+            f"{result.peak_memory_bytes / 1e9:.1f} GB.\n\n{loss_plot(result)}"
         )
+        with not_essential("The loss curve"):
+            create_table_artifact(table=rows, key=f"loss-curve-{job_id}", description="Nat per reply token")
+            create_markdown_artifact(key=f"training-{job_id}", markdown=text, description="Training run")
 
     def _write(self) -> None:
         self._written = time.monotonic()
@@ -236,12 +251,13 @@ class _Reporter:
     def _show(self, percent: float) -> None:
         now = self.last
         text = f"step {now.step} of {now.steps}, loss {now.loss:.2f}, {now.eta_seconds:.0f} s left"
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(
-                progress=percent, key=f"progress-{self.folder.job_id}", description=text
-            )
-        else:
-            update_progress_artifact(self._artifact, progress=percent, description=text)
+        with not_essential("The training's progress"):
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(
+                    progress=percent, key=f"training-progress-{self.folder.job_id}", description=text
+                )
+            else:
+                update_progress_artifact(self._artifact, progress=percent, description=text)
 
 
 def loss_plot(result: TrainingResult) -> str:

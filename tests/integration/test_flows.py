@@ -153,6 +153,7 @@ def write_metrics(job: Job, **held_out: float) -> None:
         device="cpu",
     )
     numbers = {
+        "gpuSeconds": 12.0,
         "training": training.to_json_dict(),
         "adapterDigest": file_digest(file_in(folder, ADAPTER_GGUF)),
         "heldOut": {arm: losses(nll) for arm, nll in held_out.items()},
@@ -261,8 +262,10 @@ def test_consent_withdrawn_while_it_trained_stops_the_job_before_publishing(
 def test_cancel_while_it_waited_ends_the_job_and_deletes_its_folder(
     trained: Job, db: Database, home: Path
 ) -> None:
-    take_up(db, trained.id, "0000")
-    jobs.request_cancel(db, trained.id)
+    with db.connection() as connection:
+        connection.execute(
+            'UPDATE "FineTuningJob" SET "cancelRequested" = true WHERE "id" = %s', (trained.id,)
+        )
     assert run_flow(trained).is_cancelled()
     assert jobs.find_job(db, trained.id).status is JobStatus.CANCELLED
     assert not Path(tools.job_folder(trained.id).path).exists()
