@@ -180,9 +180,17 @@ def enter_project_root() -> dict[str, str]:
 
 def load_settings() -> Settings:
     """Read the environment. Raises ConfigError naming the variable and what it must look like."""
+    # A GPU worker is started with OWNVOICE_ENV_FILE empty: a file with DATABASE_URL must not reach it.
+    named = os.environ.get("OWNVOICE_ENV_FILE")
+    # Skipped in silence, a file that was asked for would send a job to an embedded, empty database. Docker
+    # makes a folder of a file to mount that is missing on its host.
+    if named and not (Path(named).is_file() and os.access(named, os.R_OK)):
+        raise ConfigError(
+            f"OWNVOICE_ENV_FILE names {named}, which is not a file that user {os.geteuid()} can read. Put it "
+            "there (for a container: on the worker's host, owned by that user), or unset the variable."
+        )
     try:
-        # A GPU worker is started with OWNVOICE_ENV_FILE empty: a file with DATABASE_URL must not reach it.
-        return Settings(_env_file=os.environ.get("OWNVOICE_ENV_FILE", ".env") or None)  # type: ignore[call-arg]
+        return Settings(_env_file=(".env" if named is None else named) or None)  # type: ignore[call-arg]
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
