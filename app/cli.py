@@ -22,7 +22,7 @@ from store import jobs, users
 from store.database import migrate, open_database
 from training.dataset import prompt_messages
 from training.errors import OwnvoiceError
-from training.schemas import GenerateOptions, Job, JobStatus
+from training.schemas import GenerateOptions, Job, JobStatus, RetrainMode
 
 app = typer.Typer(
     name="ownvoice",
@@ -42,6 +42,9 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, o
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Stay until the job has ended.")]
 Config = Annotated[str | None, typer.Option(help="Training preset in configs/train/, or a YAML file.")]
+Mode = Annotated[
+    RetrainMode | None, typer.Option(help="From what a retrain learns; else what the preset says.")
+]
 
 
 @app.command()
@@ -194,10 +197,16 @@ def check(user: UserArgument, config: Config = None, as_json: Json = False) -> N
 
 
 @app.command()
-def train(user: UserArgument, follow: Follow = False, config: Config = None, as_json: Json = False) -> None:
+def train(
+    user: UserArgument,
+    follow: Follow = False,
+    config: Config = None,
+    mode: Mode = None,
+    as_json: Json = False,
+) -> None:
     """Train a user's adapter, judge it and, when it is proven, publish it."""
     session = Session()
-    _started(session, start_job(session, user, config=config), follow, as_json)
+    _started(session, start_job(session, user, config=config, mode=mode), follow, as_json)
 
 
 @app.command()

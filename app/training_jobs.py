@@ -13,7 +13,7 @@ from store import dispatch, jobs, users
 from training.base_models import find_base_model
 from training.config import load_train_config
 from training.errors import ConfigError, NoConsent, OrchestratorUnavailable, OwnvoiceError
-from training.schemas import Job, JobEvent, JobStatus, Trigger
+from training.schemas import Job, JobEvent, JobStatus, RetrainMode, Trigger
 
 DEPLOYMENT = "train-user/default"
 POLL_S = 0.5
@@ -23,9 +23,14 @@ CANCEL_WAIT_S = 30.0
 
 
 def start_job(
-    session: Session, id_or_email: str, *, config: str | None = None, idempotency_key: str | None = None
+    session: Session,
+    id_or_email: str,
+    *,
+    config: str | None = None,
+    mode: RetrainMode | None = None,
+    idempotency_key: str | None = None,
 ) -> Job:
-    """Make a job for a user and start its flow run.
+    """Make a job for a user and start its flow run. `mode` replaces the preset's own.
 
     Raises UnknownUser, NoConsent, ConfigError, JobAlreadyActive, OrchestratorUnavailable; after the last
     the job is FAILED and can be retried.
@@ -36,7 +41,7 @@ def start_job(
             f"{user.email} has not agreed to voice training. Record the consent in the app, or import "
             "the mailbox with --consent."
         )
-    chosen = load_train_config(config or session.settings.train_config)
+    chosen = load_train_config(config or session.settings.train_config, {"mode": mode} if mode else None)
     base = find_base_model(session.settings.base_model)
     if chosen.base_model not in (None, base.id):
         raise ConfigError(
