@@ -35,6 +35,7 @@ MODULES = {
     "import": "tests.benchmarks.import_mail",
     "job": "tests.benchmarks.job",
     "clean": "tests.benchmarks.clean_mail",
+    "scan": "tests.benchmarks.scan",
 }
 
 

@@ -82,6 +82,24 @@ FIGURES: dict[str, dict[str, Any]] = {
         "second": {"mails_per_second": 900.0},
         "peak_rss_bytes": 90_000_000,
     },
+    "scan": {
+        "new_mails": 10_000,
+        "limit_seconds": 2.0,
+        "sizes": [
+            {
+                "people": 10_000,
+                "mails": 200_000,
+                "notices": 500,
+                "jobs": 300,
+                "scan_seconds": 0.21,
+                "skip_seconds": 0.01,
+                "cohort_seconds": 0.005,
+                "mail_blocks_read": 0,
+                "database_bytes": 90_000_000,
+            },
+            {"people": 1_000_000, "not_measured": "needs 15 GB of disk, 3 GB are free"},
+        ],
+    },
 }
 
 
@@ -97,7 +115,7 @@ def assembled(pressure: dict[str, float] | None = QUIET, **changes: Any) -> dict
 
 
 def test_every_part_has_a_title_a_measurement_and_a_table(parts: dict[str, ModuleType]) -> None:
-    assert list(parts) == ["train", "import", "job", "clean"]
+    assert list(parts) == ["train", "import", "job", "clean", "scan"]
     for part in parts.values():
         assert part.TITLE and callable(part.measure) and callable(part.table)
 
@@ -128,6 +146,7 @@ def test_page_shows_the_command_the_machine_and_every_part(parts: dict[str, Modu
         "## Import",
         "## One job",
         "## Cleaning",
+        "## Scan",
     ]
     assert (
         "| TRL, best CPU configuration | 250 | 300, 200 | 5.00 GB | 3.2x as fast, 0.40x the memory |" in page
@@ -202,7 +221,7 @@ def test_failed_part_costs_the_exit_code_but_not_the_figures(
 def test_unknown_part_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run.main(["--only", "train,speed"])
-    assert "there is no part speed; choose from train, import, job, clean" in capsys.readouterr().err
+    assert "there is no part speed; choose from train, import, job, clean, scan" in capsys.readouterr().err
 
 
 def test_failure_quotes_our_own_errors_only() -> None:
