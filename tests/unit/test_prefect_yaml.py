@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import sys
@@ -32,10 +33,85 @@ register = _load_register()
 DECLARED: list[dict[str, Any]] = register.read_deployments(PREFECT_FILE)
 
 
-def test_at_least_the_two_training_deployments_are_declared() -> None:
-    entrypoints = {item["entrypoint"]: item["name"] for item in DECLARED}
-    assert entrypoints["flows/train_user.py:train_user"] == "default"
-    assert entrypoints["flows/train_adapters.py:train_adapters"] == "gpu"
+def test_these_are_the_deployments_and_their_pools() -> None:
+    found = {f"{item['entrypoint']} → {item['name']}": item["work_pool"]["name"] for item in DECLARED}
+    assert found == {
+        "flows/train_user.py:train_user → default": "cpu",
+        "flows/train_adapters.py:train_adapters → gpu": "gpu",
+        "flows/train_cohort.py:train_cohort → default": "cpu",
+        "flows/dispatch_jobs.py:dispatch_jobs → every-minute": "cpu",
+        "flows/eligibility_scan.py:eligibility_scan → daily": "cpu",
+        "flows/monthly_retrain.py:monthly_retrain → daily-due": "cpu",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flow", "slug", "cron"),
+    [
+        ("dispatch_jobs", "every-minute", "* * * * *"),
+        ("eligibility_scan", "daily", "0 6 * * *"),
+        ("monthly_retrain", "daily-due", "30 6 * * *"),
+    ],
+)
+def test_schedule_is_found_again_by_its_slug_and_has_a_zone(flow: str, slug: str, cron: str) -> None:
+    (schedule,) = _declared(flow)["schedules"]
+    assert schedule == {"slug": slug, "cron": cron, "timezone": "UTC"}
+
+
+@pytest.mark.parametrize("flow", ["eligibility_scan", "monthly_retrain"])
+def test_daily_schedules_follow_the_zone_of_the_environment(flow: str) -> None:
+    (schedule,) = _declared(flow, {"OWNVOICE_TIMEZONE": "Europe/Berlin"})["schedules"]
+    assert schedule["timezone"] == "Europe/Berlin"
+
+
+def test_plain_prefect_deploy_reads_an_unset_zone_as_utc() -> None:
+    """Prefect puts an empty string where a variable of the YAML is unset."""
+    from datetime import UTC, datetime
+
+    from prefect.server.schemas.schedules import CronSchedule
+
+    async def first(timezone: str) -> Any:
+        schedule = CronSchedule(cron="0 6 * * *", timezone=timezone)
+        return await schedule.get_dates(n=2, start=datetime(2026, 3, 1, tzinfo=UTC))
+
+    assert asyncio.run(first("")) == asyncio.run(first("UTC"))
+
+
+@pytest.mark.parametrize("flow", ["dispatch_jobs", "eligibility_scan", "monthly_retrain"])
+def test_what_a_schedule_starts_never_piles_up(flow: str) -> None:
+    """Late runs above the limit are cancelled; a queue of them would be worked off one by one."""
+    limit = _declared(flow)["concurrency_limit"]
+    assert limit["collision_strategy"] == "CANCEL_NEW"
+    assert limit["limit"] == (3 if flow == "dispatch_jobs" else 1)
+
+
+def test_trainings_are_limited_by_their_pools_alone() -> None:
+    limits = {
+        item["entrypoint"]: item.get("concurrency_limit")
+        for item in DECLARED
+        if item["name"] in ("default", "gpu")
+    }
+    assert limits and not any(limits.values())
+
+
+def test_dispatcher_of_a_burst_looks_for_longer_than_its_trigger_passes_over_events() -> None:
+    (trigger,) = _declared("dispatch_jobs")["triggers"]
+    assert trigger["expect"] == ["ownvoice.job.created"]
+    assert trigger["threshold"] == 1 and trigger.get("posture", "Reactive") == "Reactive"
+    assert 0 < trigger["within"] < trigger["parameters"]["linger_s"] <= 15
+
+
+def test_trigger_and_flow_agree_on_the_event() -> None:
+    from tasks.dispatch import JOB_CREATED
+
+    (trigger,) = _declared("dispatch_jobs")["triggers"]
+    assert trigger["expect"] == [JOB_CREATED]
+
+
+def _declared(flow: str, variables: dict[str, str] | None = None) -> dict[str, Any]:
+    declared = register.read_deployments(PREFECT_FILE, variables) if variables else DECLARED
+    (item,) = [item for item in declared if item["entrypoint"].startswith(f"flows/{flow}.py:")]
+    return dict(item)
 
 
 @pytest.mark.parametrize("item", DECLARED, ids=lambda item: item["entrypoint"])
