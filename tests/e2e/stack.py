@@ -161,6 +161,9 @@ class Running:
         url = f"{self.written['prefectApiUrl']}/{path}"
         return httpx.request(method, url, json=body, timeout=30).raise_for_status().json()
 
+    def prefect_patch(self, path: str, body: dict[str, Any]) -> None:
+        httpx.patch(f"{self.written['prefectApiUrl']}/{path}", json=body, timeout=30).raise_for_status()
+
     def prefect_all(self, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return all pages of a filter."""
         found: list[dict[str, Any]] = []
