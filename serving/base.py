@@ -49,7 +49,12 @@ class Serving(Protocol):
 
 
 def adapter_name(user_id: str, version: int) -> str:
-    """Return the exact serving name `emailai-<user>:v<k>` for a user's adapter version.
+    """Return the exact serving name `emailai-<user>:v<k>` for a user's adapter version."""
+    return f"{voice_name(user_id)}:v{version}"
+
+
+def voice_name(user_id: str) -> str:
+    """Return `emailai-<user>`, what stands before the colon in the names of all of a user's adapters.
 
     Servers match names without regard to case, so an id is folded to lower case; an id that folding or
     the allowed alphabet changes gets a digest suffix, so that two ids never share a name.
@@ -57,4 +62,4 @@ def adapter_name(user_id: str, version: int) -> str:
     folded = re.sub(r"[^a-z0-9_.-]", "-", user_id.lower())
     if folded != user_id or len(folded) > 60:
         folded = f"{folded[:50]}-{hashlib.sha256(user_id.encode()).hexdigest()[:12]}"
-    return f"emailai-{folded}:v{version}"
+    return f"emailai-{folded}"
