@@ -85,3 +85,28 @@ def test_a_gpu_worker_reads_no_env_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://anna:secret@127.0.0.1/own")
     assert "secret" not in repr(load_settings())
+
+
+@pytest.mark.parametrize(
+    "url", ["app.example.org/hook", "ftp://anna:secret@app/hook", "https:///hook", "http://app:secret/hook"]
+)
+def test_a_webhook_url_without_http_and_host_is_refused_unquoted(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINE_TUNING_WEBHOOK_URL", url)
+    with pytest.raises(ConfigError, match=r"FINE_TUNING_WEBHOOK_URL is not usable.*https://app") as refused:
+        load_settings()
+    # The cause is printed with every traceback.
+    assert "secret" not in f"{refused.value} {refused.value.__cause__}"
+
+
+def test_webhooks_are_off_when_the_variables_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINE_TUNING_WEBHOOK_URL", "")
+    monkeypatch.setenv("INTERNAL_API_KEY", " ")
+    settings = load_settings()
+    assert (settings.webhook_url, settings.internal_api_key) == (None, None)
+    monkeypatch.setenv("FINE_TUNING_WEBHOOK_URL", "https://anna:secret@app.example.org/hook")
+    settings = load_settings()
+    assert settings.webhook_url == "https://anna:secret@app.example.org/hook" and "secret" not in repr(
+        settings
+    )
