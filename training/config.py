@@ -27,11 +27,12 @@ class DataConfig(_Config):
     """Which mails become examples, and how many are held out."""
 
     max_mails: int = Field(default=500, ge=1, le=5000)
-    """Newest sent mails that are read (seeds: 100–500)."""
+    """Sent mails that are read: the newest, or what the mode of a retrain chooses (seeds: 100–500)."""
     min_usable: int = Field(default=100, ge=10)
     """Usable mails below which training is refused (seeds: 100 sent mails)."""
     min_usable_new: int = Field(default=30, ge=4)
-    """New usable mails below which an incremental retrain is refused (seeds: 50 new sent mails)."""
+    """New usable mails below which an incremental retrain is refused: what cleaning keeps of the seeds' 50 new
+    sent mails (median 33.5, quartiles 29 and 38, over 60 windows of 50 of eleven mailboxes)."""
     min_words: int = Field(default=8, ge=1)
     """Own words below which a mail teaches nothing (Panza drops < 10; real one-liners start at 8)."""
     max_words: int = Field(default=2000, ge=50)
