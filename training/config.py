@@ -31,8 +31,8 @@ class DataConfig(_Config):
     min_usable: int = Field(default=100, ge=10)
     """Usable mails below which training is refused (seeds: 100 sent mails)."""
     min_usable_new: int = Field(default=30, ge=4)
-    """New usable mails below which an incremental retrain is refused: what cleaning keeps of the seeds' 50 new
-    sent mails (median 33.5, quartiles 29 and 38, over 60 windows of 50 of eleven mailboxes)."""
+    """New usable mails below which an incremental retrain is refused: what cleaning keeps of the seeds' 50
+    new sent mails (median 33.5, quartiles 29 and 38, over 60 windows of 50 of eleven mailboxes)."""
     min_words: int = Field(default=8, ge=1)
     """Own words below which a mail teaches nothing (Panza drops < 10; real one-liners start at 8)."""
     max_words: int = Field(default=2000, ge=50)
