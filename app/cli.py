@@ -18,7 +18,7 @@ from app.deploy import PoolType, register_deployments, registered_things
 from app.doctor import examine
 from app.session import Session
 from app.training_jobs import cancel_job, follow_job, retry_job, start_job
-from store import jobs, users
+from store import jobs, outbox, users
 from store.database import migrate, open_database
 from training.dataset import prompt_messages
 from training.errors import OwnvoiceError
@@ -255,10 +255,13 @@ def show(job: JobArgument, as_json: Json = False) -> None:
     session = Session()
     found = jobs.find_job(session.db, job)
     events = jobs.events(session.db, found.id)
+    told = outbox.delivery_state(session.db, found.id) if session.settings.webhook_url else None
     if as_json:
-        _print_json({**found.to_json_dict(), "events": [event.to_json_dict() for event in events]})
+        webhooks = told.to_json_dict() if told else None
+        listed = [event.to_json_dict() for event in events]
+        _print_json({**found.to_json_dict(), "webhooks": webhooks, "events": listed})
     else:
-        terminal.show_job(found, events)
+        terminal.show_job(found, events, told)
 
 
 @app.command()

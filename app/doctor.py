@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -42,6 +43,7 @@ def examine(session: Session) -> Iterator[Finding]:
         ("database", _database),
         ("prefect server", _prefect),
         ("serving engine", _serving),
+        ("webhooks", _webhooks),
     ]
     for name, check in checks:
         try:
@@ -131,6 +133,21 @@ def _database(session: Session) -> Finding:
 def _prefect(session: Session) -> Finding:
     orchestrator = session.orchestrator
     return Finding("prefect server", True, orchestrator.api_url)
+
+
+def _webhooks(session: Session) -> Finding:
+    url, key = session.settings.webhook_url, session.settings.internal_api_key
+    if url is None:
+        return Finding("webhooks", True, "off: FINE_TUNING_WEBHOOK_URL is not set")
+    host = urlsplit(url).hostname  # the rest of the URL may be secret
+    if key is None:
+        return Finding(
+            "webhooks",
+            False,
+            f"none is sent to {host}: they are never unsigned, and INTERNAL_API_KEY is not set",
+            "set INTERNAL_API_KEY to the key that the app verifies with (deployments/WEBHOOKS.md)",
+        )
+    return Finding("webhooks", True, f"to {host}, signed with INTERNAL_API_KEY")
 
 
 def _serving(session: Session) -> Finding:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from rich.table import Table
 from rich.text import Text
 
+from store.outbox import DeliveryState
 from training.schemas import DataReport, EventLevel, ImportReport, Job, JobEvent, JobStatus, Outcome
 
 console = Console()
@@ -199,7 +200,19 @@ def show_jobs(found: list[Job]) -> None:
     console.print(table)
 
 
-def show_job(job: Job, events: list[JobEvent]) -> None:
+def webhooks_line(told: DeliveryState | None) -> str:
+    """Say in one line what the app has heard of a job; empty when no webhooks are sent."""
+    if told is None:
+        return ""
+    parts = [f"delivered {told.delivered}", f"waiting {told.waiting}"]
+    if told.given_up:
+        parts.append(f"given up {told.given_up}")
+    if told.last_error:
+        parts.append(f"last error {told.last_error}")
+    return ", ".join(parts)
+
+
+def show_job(job: Job, events: list[JobEvent], told: DeliveryState | None = None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -222,6 +235,7 @@ def show_job(job: Job, events: list[JobEvent]) -> None:
         ("cost", f"${job.actual_cost or 0:.4f} (estimated ${job.estimated_cost or 0:.4f})"),
         ("error", f"{job.error_code}: {job.error_message}" if job.error_code else ""),
         ("flow run", job.flow_run_id or ""),
+        ("webhooks", webhooks_line(told)),
     ]
     for name, value in rows:
         if value:

@@ -16,7 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from app import cli
+from app.session import Session
 from store import jobs, outbox
 from store.database import Database
 from store.users import create_user
@@ -398,6 +401,23 @@ def test_delivery_state_counts_what_became_of_one_jobs_messages(db: Database, ap
     deliver(db, configured(app.url))
     state = outbox.delivery_state(db, job.id)
     assert state == outbox.DeliveryState(delivered=1, waiting=2, given_up=0, last_error="HTTP 500")
+
+
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:9/"])
+def test_show_tells_of_webhooks_when_they_are_sent(
+    url: str | None, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = failed_job(db, "anna")
+    session = Session()
+    session.__dict__["db"] = db  # its own would stay open
+    monkeypatch.setattr(cli, "Session", lambda: session)
+    monkeypatch.setenv("FINE_TUNING_WEBHOOK_URL", url or "")
+    shown = CliRunner().invoke(cli.app, ["show", job.id, "--json"])
+    assert shown.exit_code == 0, shown.output
+    expected = {"delivered": 0, "waiting": 1, "givenUp": 0, "lastError": None} if url else None
+    assert json.loads(shown.stdout)["webhooks"] == expected
+    printed = CliRunner().invoke(cli.app, ["show", job.id])
+    assert printed.exit_code == 0 and ("webhooks" in printed.output) is (url is not None)
 
 
 def test_no_secret_and_no_answer_is_kept_in_logs_or_rows(

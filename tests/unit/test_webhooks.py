@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from store.outbox import OutboxMessage
+from app import doctor, terminal
+from app.session import Session
+from store.outbox import DeliveryState, OutboxMessage
 from tasks import webhooks
 from tasks.webhooks import back_off_s, find_receiver, sign, write_body
 from training.errors import ConfigError
@@ -118,3 +120,30 @@ def test_password_of_the_url_is_taken_out_of_the_url() -> None:
     assert receiver is not None
     assert str(receiver.url) == "https://app.example.org/hook?a=1"
     assert receiver.auth is not None and receiver.auth._auth_header.startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "ok", "said"),
+    [
+        (None, None, True, "off"),
+        ("https://anna:tintin@app.example.org/hook?t=tintin", KEY, True, "to app.example.org, signed"),
+        ("https://anna:tintin@app.example.org/hook?t=tintin", None, False, "INTERNAL_API_KEY is not set"),
+    ],
+)
+def test_doctor_says_whether_webhooks_can_be_sent(
+    url: str | None, key: str | None, ok: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session()
+    monkeypatch.setitem(session.__dict__, "settings", configured(url, key))
+    found = doctor._webhooks(session)
+    assert found.ok is ok and said in found.detail and bool(found.remedy) is not ok
+    assert "tintin" not in found.detail + found.remedy and KEY not in found.detail.split()
+
+
+def test_state_of_a_jobs_webhooks_is_one_line() -> None:
+    state = DeliveryState(delivered=3, waiting=2, given_up=1, last_error="HTTP 503")
+    assert terminal.webhooks_line(state) == "delivered 3, waiting 2, given up 1, last error HTTP 503"
+    assert (
+        terminal.webhooks_line(DeliveryState(delivered=6, waiting=0, given_up=0)) == "delivered 6, waiting 0"
+    )
+    assert terminal.webhooks_line(None) == ""
