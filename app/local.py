@@ -210,7 +210,7 @@ class _Start:
         if self.found is not None and any(_alive(item) for item in self.found.processes):
             self.started_at = self.found.started_at
         server = self._server()
-        fingerprint = _fingerprint(self.prefect_file)
+        fingerprint = _fingerprint(self.prefect_file, self.settings)
         known = self.found is not None and self.found.registered == fingerprint
         if not known or self.found is None or self.found.prefect_api_url != self.api_url:
             self.registration = self._start_registration()
@@ -676,9 +676,10 @@ def _free_port(first: int) -> int:
     )
 
 
-def _fingerprint(prefect_file: Path) -> str:
-    """Digest what the deployments are made from: the YAML, the script, the templates and the flow files."""
-    digest = hashlib.sha256()
+def _fingerprint(prefect_file: Path, settings: Settings) -> str:
+    """Digest what a registration is made from: YAML, script, templates, flow files and these settings."""
+    used = (settings.cpu_pool, settings.gpu_pool, settings.timezone, settings.zombie_after_s)
+    digest = hashlib.sha256(repr((*used, settings.serving_limit)).encode())
     files = [prefect_file, PROJECT_ROOT / "deployments" / "register.py"]
     files += sorted((PROJECT_ROOT / "deployments" / "pools").glob("*.json"))
     files += sorted((PROJECT_ROOT / "flows").glob("*.py"))

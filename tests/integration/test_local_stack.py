@@ -395,6 +395,19 @@ def test_pid_that_belongs_to_somebody_else_is_never_signalled(tmp_path: Path) ->
         stranger.wait()
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"timezone": "Europe/Berlin"}, {"ollama_base_url": "http://gpu-7:11434"}, {"zombie_after_s": 90.0}],
+)
+def test_setting_that_a_registration_uses_makes_up_register_again(
+    changed: dict[str, Any], hello_project: Path, tmp_path: Path
+) -> None:
+    settings = stack_settings(tmp_path).model_copy(update={"ollama_base_url": None})
+    known = local._fingerprint(hello_project, settings)
+    assert local._fingerprint(hello_project, settings) == known
+    assert local._fingerprint(hello_project, settings.model_copy(update=changed)) != known
+
+
 def test_taken_port_is_passed_over() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
