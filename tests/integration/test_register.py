@@ -155,6 +155,16 @@ def test_window_of_the_zombie_automation_follows_the_option(
     assert within() == 540
 
 
+def test_event_of_a_new_job_starts_the_dispatcher_that_looks_for_longer(
+    server: PrefectServer, registered: dict[str, Any]
+) -> None:
+    dispatcher = registered["deployments"]["dispatch-jobs/every-minute"]
+    (automation,) = server.get(f"automations/related-to/prefect.deployment.{dispatcher}")
+    assert automation["enabled"] and automation["trigger"]["within"] == WINDOW_S
+    (action,) = automation["actions"]
+    assert action["deployment_id"] == dispatcher and action["parameters"]["linger_s"] > WINDOW_S
+
+
 # ---- what it leaves alone ----------------------------------------------------------------------------
 
 
@@ -264,6 +274,34 @@ def test_train_user_has_a_form_that_explains_itself(
     assert set(fields["trigger"]["enum"]) == {"manual", "schedule", "mail_count", "app", "feedback"}
     assert fields["trigger"]["default"] == "manual"
     assert fields["user_id"]["type"] == "string"
+
+
+def test_monthly_round_has_a_form_with_choices_and_limits(
+    server: PrefectServer, registered: dict[str, Any]
+) -> None:
+    found = form(server, "monthly-retrain/daily-due")
+    assert found["required"] == []
+    fields = found["fields"]
+    assert all(item["title"] and len(item["description"]) > 15 for item in fields.values())
+    assert set(fields["mode"]["enum"]) == {"replay", "incremental", "rolling"}
+    assert (fields["cohort_size"]["type"], fields["cohort_size"]["minimum"]) == ("integer", 1)
+    refused = server.client.post(
+        f"deployments/{registered['deployments']['monthly-retrain/daily-due']}/create_flow_run",
+        json={"parameters": {"mode": "replya"}},
+    )
+    assert refused.status_code == 409
+
+
+def test_every_parameter_of_every_deployment_is_explained(
+    server: PrefectServer, registered: dict[str, Any]
+) -> None:
+    bare = [
+        f"{deployment}: {name}"
+        for deployment in registered["deployments"]
+        for name, item in form(server, deployment)["fields"].items()
+        if len(item.get("description", "")) < 15 or not item.get("title")
+    ]
+    assert bare == []
 
 
 # ---- what it refuses ---------------------------------------------------------------------------------
