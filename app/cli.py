@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from app import local, terminal
+from app import erasure, local, terminal
 from app.data import check_user, import_for
 from app.demo import run_demo
 from app.deploy import PoolType, register_deployments, registered_things
 from app.doctor import examine
+from app.rollback import roll_back
 from app.session import Session
 from app.training_jobs import cancel_job, follow_job, retry_job, start_job
 from store import jobs, outbox, users
@@ -230,6 +231,41 @@ def cancel(job: JobArgument, as_json: Json = False) -> None:
             f"Job {ended.id} is still {ended.status}; it stops at its next step: ownvoice show {ended.id}"
         )
     raise typer.Exit(0 if ended.status is JobStatus.CANCELLED else 1)
+
+
+@app.command()
+def rollback(
+    user: UserArgument,
+    to: Annotated[
+        int | None, typer.Option("--to", metavar="V", help="Which version; else the one before.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an earlier version of a user's adapter active again, after proving that it still serves."""
+    with nullcontext() if as_json else terminal.errors.status("verifying …"):
+        result = roll_back(Session(), user, to)
+    if as_json:
+        _print_json(result.to_json_dict())
+    else:
+        terminal.show_notice(f"{result.old_model} → {result.new_model}")
+
+
+@app.command()
+def erase(
+    user: UserArgument,
+    keep_mail: Annotated[bool, typer.Option("--keep-mail", help="Keep the user and the mail.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase a user: adapters in every engine, job folders, mail and rows; prints the receipt."""
+    session = Session()
+    user_id = erasure.find_erasable(session, user)
+    if not erasure.may_erase(session, user_id, keep_mail=keep_mail, yes=yes):
+        raise typer.Exit(3)
+    with nullcontext() if as_json else terminal.errors.status("erasing …"):
+        receipt = erasure.erase(session, user_id, keep_mail=keep_mail)
+    _print_json(receipt.to_json_dict()) if as_json else erasure.show_receipt(receipt)
+    raise typer.Exit(0 if receipt.complete else 1)
 
 
 @app.command("jobs")

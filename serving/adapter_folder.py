@@ -13,12 +13,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from serving.adapter_file import file_digest
 from training.errors import AdapterRefused, ServingError
 from training.schemas import Schema
 
@@ -61,6 +62,18 @@ class AdapterFolder:
         """Return every published adapter, by name."""
         names = sorted(path.name.removesuffix(".json") for path in self.path.glob("[!.]*.json"))
         return [manifest for name in names if (manifest := self.read(name)) is not None]
+
+    def names(self) -> list[str]:
+        """Return the names of everything in the folder, published or left over from a crash."""
+        files = {*self.path.glob("[!.]*.json"), *self.path.glob("[!.]*.gguf")}
+        return sorted({path.name.removesuffix(".json").removesuffix(".gguf") for path in files})
+
+    def remove_staged(self, digests: Collection[str]) -> int:
+        """Delete copies with these digests that a killed publish left; return how many."""
+        found = [path for path in self.path.glob(".staged-*.gguf") if file_digest(path) in digests]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
 
     @contextmanager
     def stage(self, source: Path) -> Iterator[tuple[Path, str]]:

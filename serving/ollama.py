@@ -209,6 +209,38 @@ class OllamaServing:
         self._http.close()
         self._client.close()  # type: ignore[no-untyped-call]
 
+    # ---- erasing (serving/erasure.py) ----------------------------------------------------------------
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all models on the server, whatever base they stand on."""
+        with self._errors("list the models"):
+            return [model.model or "" for model in self._client.list().models]
+
+    def adapters_of(self, name: str) -> Sequence[str]:
+        """Return the digests of the adapters in the model `name`; none when it is not there."""
+        shown = self._show(name)
+        return () if shown is None else [digest for digest in _layers(shown)["ADAPTER"] if digest]
+
+    def holds_blob(self, digest: str) -> bool:
+        """Tell whether the server still has the uploaded file with this digest."""
+        doing = "look for an adapter file"
+        with self._errors(doing):
+            status = self._http.head(f"/api/blobs/{digest}").status_code
+        if status not in (200, 404):
+            raise self._refused(status, "", doing)
+        return status == 200
+
+    def drop_blob(self, digest: str, scratch: str) -> None:
+        """Delete an uploaded adapter that no model refers to, through a model `scratch` made for that.
+
+        Ollama deletes a file with the last model that uses it, and offers no other way; what was uploaded
+        and never became a model would stay until a restart an hour later. Errors as for `publish`.
+        """
+        check_name(scratch)
+        with self._changes:
+            self._create(scratch, digest)
+        self.remove(scratch)
+
     # ---- the steps of publishing -------------------------------------------------------------------
 
     def _pristine_base(self) -> Sequence[str]:
@@ -483,16 +515,16 @@ class OllamaServing:
             raise self._refused(exc.status_code, exc.error, doing) from exc
         except (ConnectionError, httpx.ConnectError, httpx.ConnectTimeout) as exc:
             raise ServingUnavailable(
-                f"No Ollama server answers at {self._place}. Start it (`ollama serve`), or correct "
+                f"No Ollama server answers at {self.place}. Start it (`ollama serve`), or correct "
                 "OLLAMA_BASE_URL."
             ) from exc
         except httpx.TimeoutException as exc:
             raise ServingUnavailable(
-                f"Ollama at {self._place} did not {doing} within {self._timeout_s:g} s. Try again."
+                f"Ollama at {self.place} did not {doing} within {self._timeout_s:g} s. Try again."
             ) from exc
         except httpx.HTTPError as exc:
             raise ServingUnavailable(
-                f"Ollama at {self._place} broke the connection when asked to {doing}. Try again."
+                f"Ollama at {self.place} broke the connection when asked to {doing}. Try again."
             ) from exc
         except ValueError as exc:  # the client could not read the answer
             raise self._not_ollama(doing) from exc
@@ -519,7 +551,7 @@ class OllamaServing:
         )
         if status in (408, 429, 502, 503, 504) or any(sign in lower for sign in busy):
             return ServingUnavailable(
-                f"Ollama at {self._place} could not {doing}: it is busy (HTTP {status}). Try again."
+                f"Ollama at {self.place} could not {doing}: it is busy (HTTP {status}). Try again."
             )
         if status == 404 and "not found" in lower:
             return ServingError(
@@ -527,7 +559,7 @@ class OllamaServing:
             )
         if status in (401, 403):
             return ServingError(
-                f"Ollama at {self._place} refuses to {doing} (HTTP {status}). Check its address and access."
+                f"Ollama at {self.place} refuses to {doing} (HTTP {status}). Check its address and access."
             )
         if doing.startswith("answer"):
             # An error of the generating engine may quote the prompt or the answer: those are mail.
@@ -536,12 +568,12 @@ class OllamaServing:
 
     def _not_ollama(self, doing: str) -> ServingError:
         return ServingError(
-            f"What answers at {self._place} when asked to {doing} does not answer like Ollama. "
+            f"What answers at {self.place} when asked to {doing} does not answer like Ollama. "
             "Correct OLLAMA_BASE_URL."
         )
 
     @property
-    def _place(self) -> str:
+    def place(self) -> str:
         """Host and port; never the user name or password of the URL."""
         parts = urlsplit(self._url)
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)

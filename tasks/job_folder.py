@@ -111,6 +111,11 @@ class JobFolder:
                 if self.fs.exists(target):
                     self.fs.rm(target, recursive=True)
 
+    def files(self) -> int:
+        """Return how many files the folder holds; 0 when it is not there."""
+        with self._storage("the job folder"):
+            return len(self.fs.find(self.path)) if self.fs.exists(self.path) else 0
+
     def remove_all(self) -> None:
         with self._storage("the job folder"):
             if self.fs.exists(self.path):
