@@ -276,6 +276,16 @@ def test_account_that_is_being_imported_into_is_passed_over_and_not_waited_for(d
     assert scan(db, NEW_JOB).notices == 1
 
 
+def test_person_whose_row_is_held_is_looked_at_again_and_not_waited_for(db: Database) -> None:
+    anna, berta = person(db, "anna", sent=100), person(db, "berta", sent=100)
+    with db.transaction() as app:
+        app.execute('SELECT 1 FROM "User" WHERE "id" = %s FOR UPDATE', (anna,))
+        assert scan(db, NEW_JOB).notices == 1
+    assert marked(db) == 1
+    assert scan(db, NEW_JOB).notices == 1
+    assert sorted(message.user_id for message in notices(db)) == [anna, berta]
+
+
 def test_two_thousand_people_in_one_scan(db: Database) -> None:
     with db.transaction() as connection:
         connection.execute(
