@@ -2,7 +2,7 @@
 
     PostgreSQL        in <home>/postgres                 unless DATABASE_URL names a server
     Prefect server    127.0.0.1:4200 or the next free    unless PREFECT_API_URL names one
-    worker "cpu"      four runs at once: extract, judge, publish
+    worker "cpu"      eight runs at once: extract, judge, publish, dispatch
     worker "gpu"      one run at once: training; its environment holds no database or API credentials
 
 Everything outlives the command that started it. What runs is written down in <home>/stack.json, and what
@@ -49,7 +49,7 @@ IDLE_STOP_S = 5.0
 """What an idle worker or server gets to end after SIGTERM."""
 RUN_STOP_S = 10.0
 """What a live run gets after SIGTERM to report that it was stopped."""
-CPU_RUNS = 4
+CPU_RUNS = 8
 """Runs of the CPU worker at once; each parent waits idle for its training, so more than the GPU queue."""
 GPU_RUNS = 1
 LOG_BYTES = 10_000_000

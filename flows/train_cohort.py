@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.cohort import end_all, finish_job, prepare_job, train_together
 from tasks.hooks import on_cancellation, on_crashed
+from tasks.webhooks import deliver_webhooks
 
 
 @flow(
@@ -37,7 +38,9 @@ def train_cohort(job_ids: list[str], base_model: str) -> list[dict[str, Any]]:
     except Exception as error:
         end_all(ready, error)
         raise
-    return [future.result() for future in finishing]
+    ended = [future.result() for future in finishing]
+    deliver_webhooks()
+    return ended
 
 
 if __name__ == "__main__":

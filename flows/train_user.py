@@ -19,6 +19,7 @@ from tasks.hooks import on_cancellation, on_crashed
 from tasks.prove import evaluate_adapter
 from tasks.publish import activate, publish_adapter, write_samples
 from tasks.stages import claim_job, end_cancelled, end_failed
+from tasks.webhooks import deliver_webhooks
 from training.errors import InvalidTransition, TrainingCancelled
 from training.schemas import Outcome, Trigger
 
@@ -62,6 +63,8 @@ def train_user(
     except Exception as error:
         end_failed(job.id, error)
         raise
+    finally:
+        deliver_webhooks()
 
 
 if __name__ == "__main__":

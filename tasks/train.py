@@ -175,8 +175,11 @@ def _loaded_base(base_model: str, precision: str, quantise: str) -> LoadedBase:
     """Load the base once per flow run; the next job of the cohort finds it in memory."""
     from training.lora import load_base
 
+    started = time.monotonic()
     config = TrainConfig.model_validate({"precision": precision, "quantise": quantise})
-    return load_base(find_base_model(base_model), settings().cache, config)
+    base = load_base(find_base_model(base_model), settings().cache, config)
+    get_run_logger().info("loaded %s in %.1f s", base_model, time.monotonic() - started)
+    return base
 
 
 def _metrics(
