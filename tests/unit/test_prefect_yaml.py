@@ -42,6 +42,8 @@ def test_these_are_the_deployments_and_their_pools() -> None:
         "flows/dispatch_jobs.py:dispatch_jobs → every-minute": "cpu",
         "flows/eligibility_scan.py:eligibility_scan → daily": "cpu",
         "flows/monthly_retrain.py:monthly_retrain → daily-due": "cpu",
+        "flows/publish_adapter.py:rollback_adapter → rollback": "cpu",
+        "flows/erase_user.py:erase_user → default": "cpu",
     }
 
 
