@@ -16,6 +16,7 @@ from app.data import check_user, import_for
 from app.demo import run_demo
 from app.deploy import PoolType, register_deployments, registered_things
 from app.doctor import examine
+from app.retraining import follow_round, scan_now, start_round
 from app.rollback import roll_back
 from app.session import Session
 from app.training_jobs import cancel_job, follow_job, retry_job, start_job
@@ -266,6 +267,32 @@ def erase(
         receipt = erasure.erase(session, user_id, keep_mail=keep_mail)
     _print_json(receipt.to_json_dict()) if as_json else erasure.show_receipt(receipt)
     raise typer.Exit(0 if receipt.complete else 1)
+
+
+@app.command()
+def scan(as_json: Json = False) -> None:
+    """Tell users whose voice can be trained, and make jobs for those with 100 new mails."""
+    with nullcontext() if as_json else terminal.errors.status("scanning …"):
+        report = scan_now(Session())
+    _print_json(report.to_json_dict()) if as_json else terminal.show_notice(report.sentence)
+
+
+@app.command("retrain-due")
+def retrain_due(
+    mode: Annotated[RetrainMode, typer.Option(help="From what a retrain learns.")] = RetrainMode.REPLAY,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay until the round has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Retrain everybody whose next training is due; the same as the daily schedule does."""
+    session = Session()
+    run_id = start_round(session, mode)
+    if not follow:
+        url = session.orchestrator.ui_url(run_id)
+        _print_json({"flowRunId": run_id, "url": url}) if as_json else terminal.show_notice(f"Started: {url}")
+        return
+    with nullcontext() if as_json else terminal.errors.status("retraining who is due …"):
+        report = follow_round(session.orchestrator, run_id)
+    _print_json(report.to_json_dict()) if as_json else terminal.show_notice(report.sentence)
 
 
 @app.command("jobs")

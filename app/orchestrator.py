@@ -8,6 +8,7 @@ the run that an earlier call with the same idempotency key made, 404, 409 or 422
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -142,6 +143,17 @@ class Orchestrator:
         if answer.get("status") == "ABORT" or not accepted:
             return self.run_state(run_id)
         return RunState(accepted["type"], accepted["name"], accepted.get("message") or "")
+
+    def table(self, run_id: str, key: str) -> list[dict[str, Any]]:
+        """Return the rows of the table artifact `key` that a run left; empty when it left none."""
+        wanted = {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}
+        response = self._request(
+            "POST", "artifacts/filter", {"artifacts": wanted, "sort": "UPDATED_DESC", "limit": 1}
+        )
+        self._raise_for_status(response)
+        found = response.json()
+        rows: list[dict[str, Any]] = json.loads(found[0]["data"]) if found else []
+        return rows
 
     def ui_url(self, run_id: str) -> str:
         """Return the page of a run in Prefect's UI."""
