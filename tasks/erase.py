@@ -109,7 +109,10 @@ def remove_job_folders(user_id: str, receipt: str) -> None:
 @task(cache_policy=NO_CACHE)
 def remove_prefect_records(user_id: str, receipt: str) -> None:
     """Delete flow runs and artifacts of the person's jobs, as far as Prefect allows and answers."""
-    addresses = users.addresses(database(), user_id)
+    # A run that was started with the address carries it in its name, spelt as it was typed.
+    addresses = set(users.addresses(database(), user_id))
+    with suppress(UnknownUser):
+        addresses.add(users.find_user(database(), user_id).email)
     _note(receipt, remove_records(user_id, addresses, _jobs_of(user_id)))
 
 

@@ -475,7 +475,9 @@ def test_flow_runs_and_artifacts_of_the_jobs_go_and_those_of_others_stay(
         other = work([someone_elses])
     with tags(f"job:{hers}", f"job:{someone_elses}"):
         shared = work([hers, someone_elses])
-    named, address, longer = train("ann"), train(ADDRESS), train("anna")
+    with db.connection() as connection:
+        connection.execute("""UPDATE "User" SET "email" = 'Ann@Example.net' WHERE "id" = 'ann'""")
+    named, address, longer = train("ann"), train("Ann@Example.net"), train("anna")
     receipt = erase()
 
     with get_client(sync_client=True) as client:
