@@ -51,6 +51,7 @@ POOL_DESCRIPTIONS = {
     "cpu": "Everything but training: extract, prepare, judge, publish, schedule.",
     "gpu": "Training. Its concurrency limit is the number of GPUs.",
 }
+BUSY = frozenset({429, 502, 503})
 TRIGGER_TAG = "prefect.yaml"
 """Marks the automations that stand for a deployment's `triggers:`."""
 ZOMBIE_AUTOMATION = "ownvoice: mark runs as crashed when their heartbeat stops"
@@ -281,7 +282,7 @@ def _refusal(error: httpx.HTTPStatusError, api_url: str) -> OwnvoiceError:
             f"The Prefect server at {api_url} asks for a password; "
             "set PREFECT_API_AUTH_STRING to user:password."
         )
-    if status in (429, 502, 503):
+    if status in BUSY:
         return OrchestratorUnavailable(
             f"The Prefect server at {api_url} is busy (HTTP {status}); run the same command again."
         )
@@ -311,7 +312,7 @@ def _send(client: httpx.Client, method: str, path: str, body: Any = None) -> Any
     """Send one request; a server that is briefly busy (SQLite lock: 503) is asked up to four times."""
     for attempt in range(4):
         response = client.request(method, path, json=body)
-        if response.status_code not in (429, 502, 503):
+        if response.status_code not in BUSY:
             break
         time.sleep(0.5 * 2**attempt)
     response.raise_for_status()
@@ -322,6 +323,16 @@ def _send(client: httpx.Client, method: str, path: str, body: Any = None) -> Any
             f"{client.base_url} is not a Prefect API: {path} was not answered in JSON. "
             "Correct PREFECT_API_URL; it ends in /api."
         ) from exc
+
+
+def _create(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    """Create what has a unique name. Whoever was faster, another registration or the first attempt of this
+    request (a server that answers 503 may have done it all the same), made what is wanted."""
+    try:
+        _send(client, "POST", path, body)
+    except httpx.HTTPStatusError as exc:
+        if exc.response.status_code != 409:
+            raise
 
 
 def _find(client: httpx.Client, path: str) -> dict[str, Any] | None:
@@ -348,9 +359,8 @@ def _ensure_pool(
     template = "docker-gpu" if (role, pool_type) == ("gpu", "docker") else pool_type
     base_job_template = json.loads((POOL_TEMPLATES / f"{template}.json").read_text(encoding="utf-8"))
     if existing is None:
-        _send(
+        _create(
             client,
-            "POST",
             "work_pools/",
             {
                 "name": name,
@@ -374,7 +384,7 @@ def _ensure_pool(
 
 def _ensure_queue(client: httpx.Client, report: RegisterReport, pool: str, queue: str, priority: int) -> None:
     if _find(client, f"work_pools/{pool}/queues/{queue}") is None:
-        _send(client, "POST", f"work_pools/{pool}/queues", {"name": queue, "priority": priority})
+        _create(client, f"work_pools/{pool}/queues", {"name": queue, "priority": priority})
         report.queues[f"{pool}/{queue}"] = "created"
     else:
         report.queues[f"{pool}/{queue}"] = "kept"
@@ -384,7 +394,7 @@ def _ensure_limit(client: httpx.Client, report: RegisterReport, name: str) -> No
     """Let one task at a time change the models of an Ollama server; a limit that exists keeps its number."""
     report.limits[name] = "kept"
     if _find(client, f"v2/concurrency_limits/{name}") is None:
-        _send(client, "POST", "v2/concurrency_limits/", {"name": name, "limit": 1})
+        _create(client, "v2/concurrency_limits/", {"name": name, "limit": 1})
         report.limits[name] = "created"
 
 
@@ -577,15 +587,38 @@ def _zombie_automation(after_s: float) -> dict[str, Any]:
 
 
 def _apply_automation(client: httpx.Client, report: RegisterReport, body: dict[str, Any]) -> None:
-    found = _send(client, "POST", "automations/filter", {"automations": {"name": {"any_": [body["name"]]}}})
+    found = _automations_named(client, body["name"])
     _put_automation(client, report, body, found[0] if found else None)
+
+
+def _automations_named(client: httpx.Client, name: str) -> list[dict[str, Any]]:
+    """Return the automations of a name, oldest first."""
+    found = _send(client, "POST", "automations/filter", {"automations": {"name": {"any_": [name]}}})
+    return sorted(found, key=lambda item: (str(item["created"]), str(item["id"])))
+
+
+def _create_automation(client: httpx.Client, body: dict[str, Any]) -> None:
+    """Create an automation once. Their names are not unique to the server: of exact copies, which a second
+    registration at the same moment or a repeated request makes, the oldest stays."""
+    _send(client, "POST", "automations/", body)
+    wanted = {key: value for key, value in body.items() if key != "owner_resource"}
+    for copy in [item for item in _automations_named(client, body["name"]) if _holds(item, wanted)][1:]:
+        _delete(client, f"automations/{copy['id']}")
+
+
+def _delete(client: httpx.Client, path: str) -> None:
+    try:
+        _send(client, "DELETE", path)
+    except httpx.HTTPStatusError as exc:
+        if exc.response.status_code != 404:
+            raise
 
 
 def _put_automation(
     client: httpx.Client, report: RegisterReport, body: dict[str, Any], existing: dict[str, Any] | None
 ) -> None:
     if existing is None:
-        _send(client, "POST", "automations/", body)
+        _create_automation(client, body)
         report.automations[body["name"]] = "created"
         return
     update = body | {"enabled": existing["enabled"]}
