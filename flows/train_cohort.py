@@ -19,8 +19,8 @@ from tasks.webhooks import deliver_webhooks
 @flow(
     name="train-cohort",
     flow_run_name="train-cohort-{base_model}",
-    # Finished jobs are published while the GPU trains the next ones.
-    task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]
+    # Finished jobs are published while the GPU trains the next ones; a cancelled one waits for none of them.
+    task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     on_cancellation=[on_cancellation],
     on_crashed=[on_crashed],
 )

@@ -14,6 +14,11 @@ CREATE INDEX IF NOT EXISTS "FineTuningJob_waiting_idx" ON "FineTuningJob" ("crea
 
 -- Sent mails at the person's last finished training: + 100 retrains, fewer than 50 skips the monthly round.
 ALTER TABLE "User" ADD COLUMN IF NOT EXISTS "sentCountTrained" bigint NOT NULL DEFAULT 0;
+-- Whoever has an adapter already was trained on the mail of before: it must not all count as new.
+UPDATE "User" u SET "sentCountTrained" = c.sent
+FROM (SELECT a."userId", sum(m."sent") AS sent
+      FROM "EmailAccount" a JOIN "MailCount" m ON m."emailAccountId" = a."id" GROUP BY 1) c
+WHERE c."userId" = u."id" AND u."loraAdapterId" IS NOT NULL AND u."sentCountTrained" = 0;
 CREATE INDEX IF NOT EXISTS "User_adapterNextTraining_idx" ON "User" ("adapterNextTraining")
     WHERE "adapterAutoRetrain" AND "voiceConsentAt" IS NOT NULL AND "loraAdapterId" IS NOT NULL;
 

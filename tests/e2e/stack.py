@@ -141,6 +141,16 @@ class Running:
                 continue
         return found
 
+    def run_process(self, job_id: str) -> psutil.Process:
+        """Return the process of the job's own flow run (its training has another)."""
+        run_id = self.job(job_id)["flowRunId"]
+        (found,) = [
+            process
+            for process in self.runs_of("worker-cpu")
+            if process.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run_id.replace("-", "")
+        ]
+        return found
+
     def folder(self, job_id: str) -> Path:
         return self.home / "storage" / "jobs" / job_id
 

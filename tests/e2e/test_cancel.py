@@ -144,19 +144,21 @@ def test_cancel_on_prefects_page_stops_the_job_as_the_command_does(running: Runn
 
 
 @pytest.mark.usefixtures("cancelled", "paused_gpu_pool")
-def test_retried_job_that_is_cancelled_before_it_trains_leaves_no_mail(
+def test_job_that_is_cancelled_after_its_process_died_leaves_no_mail(
     running: Running, command: CommandLine, endless: Path
 ) -> None:
     job = command("train", THEA, "--config", endless, "--json").json
     running.wait_for_job(job["id"], "TRAINING")
     wait_for(lambda: running.training_runs(job["id"]), "the training to be asked for")
-    (parent,) = running.runs_of("worker-cpu")
-    parent.kill()
-    running.wait_for_job(job["id"], "FAILED")
+    running.run_process(job["id"]).kill()
+
+    def waits_again() -> bool:
+        return any(event["message"].startswith("Queued again") for event in running.job(job["id"])["events"])
+
+    wait_for(waits_again, "the job to be queued again")
     assert [run["state_type"] for run in running.training_runs(job["id"])] == ["CANCELLED"]
     assert (running.folder(job["id"]) / "dataset.jsonl").exists()
 
-    command("retry", job["id"], "--json")
     command("cancel", job["id"], "--json")
     running.wait_for_job(job["id"], "CANCELLED")
     assert not running.folder(job["id"]).exists()

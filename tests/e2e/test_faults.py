@@ -1,8 +1,9 @@
-"""Killed processes and an absent serving engine: nothing is lost, and `retry` goes on from where it stood.
+"""Killed processes and an absent serving engine: nothing is lost, and the job goes on from where it stood.
 
 One job lives through all of it, each fixture being its next misfortune and the facts at that moment:
 
-    training process killed → retry → flow process killed → retry, Ollama away → retry, Ollama there
+    training process killed → goes on by itself; flow process killed → goes on by itself;
+    Ollama away → FAILED; retry, Ollama there → published
 """
 
 from __future__ import annotations
@@ -58,38 +59,7 @@ def wait_for_step(running: Running, job_id: str, since: str, at_least: int) -> N
     wait_for(reached, f"step {at_least} of job {job_id}", timeout_s=240)
 
 
-def kill_run(running: Running, worker: str) -> None:
-    (process,) = running.runs_of(worker)
-    process.kill()
-
-
 # ---- the misfortunes ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def training_killed(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Moment:
-    folder = tmp_path_factory.mktemp("olin")
-    preset = folder / "short-steps.yaml"
-    preset.write_text(SMALL.format(epochs=6, steps=30))
-    running.import_sample(OLIN)
-    # Odd mail goes through a whole training, not only through the cleaner.
-    running.command("import", write_weird_mailbox(folder / "odd.mbox", OLIN), "--user", OLIN)
-    job_id = running.command("train", OLIN, "--config", preset, "--json").json["id"]
-    wait_for_step(running, job_id, "Created", at_least=4)
-    wait_for((running.folder(job_id) / "checkpoint" / "state.pt").exists, "a checkpoint")
-    kill_run(running, "worker-gpu")
-    running.wait_for_job(job_id, "FAILED")
-    return look(running, job_id)
-
-
-@pytest.fixture(scope="module")
-def flow_killed(running: Running, training_killed: Moment) -> Moment:
-    job_id = training_killed.job["id"]
-    running.command("retry", job_id, "--json")
-    wait_for_step(running, job_id, "Queued again", at_least=1)
-    kill_run(running, "worker-cpu")
-    running.wait_for_job(job_id, "FAILED")
-    return look(running, job_id)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +71,7 @@ def ollama_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def ollama_command(running: Running, flow_killed: Moment, ollama_port: int) -> Iterator[CommandLine]:
+def ollama_command(running: Running, ollama_port: int) -> Iterator[CommandLine]:
     """The command line of a stack whose CPU worker serves with Ollama; nobody listens on its port yet."""
     command = running.command.with_variables(
         OWNVOICE_SERVING="ollama",
@@ -124,10 +94,36 @@ def restart_cpu_worker(running: Running, command: CommandLine) -> None:
 
 
 @pytest.fixture(scope="module")
-def unserved(running: Running, flow_killed: Moment, ollama_command: CommandLine) -> Moment:
+def training_killed(
+    running: Running, ollama_command: CommandLine, tmp_path_factory: pytest.TempPathFactory
+) -> Moment:
+    folder = tmp_path_factory.mktemp("olin")
+    preset = folder / "short-steps.yaml"
+    preset.write_text(SMALL.format(epochs=6, steps=40))
+    running.import_sample(OLIN)
+    # Odd mail goes through a whole training, not only through the cleaner.
+    running.command("import", write_weird_mailbox(folder / "odd.mbox", OLIN), "--user", OLIN)
+    job_id = ollama_command("train", OLIN, "--config", preset, "--json").json["id"]
+    wait_for_step(running, job_id, "Created", at_least=4)
+    wait_for((running.folder(job_id) / "checkpoint" / "state.pt").exists, "a checkpoint")
+    (process,) = running.runs_of("worker-gpu")
+    process.kill()
+    wait_for_step(running, job_id, "The training process died", at_least=5)
+    return look(running, job_id)
+
+
+@pytest.fixture(scope="module")
+def flow_killed(running: Running, training_killed: Moment) -> Moment:
+    job_id = training_killed.job["id"]
+    running.run_process(job_id).kill()
+    wait_for_step(running, job_id, "Queued again", at_least=6)
+    return look(running, job_id)
+
+
+@pytest.fixture(scope="module")
+def unserved(running: Running, flow_killed: Moment) -> Moment:
     job_id = flow_killed.job["id"]
-    answer = ollama_command("retry", job_id, "--follow", "--json", code=1, timeout_s=420)
-    assert answer.json["id"] == job_id
+    running.wait_for_job(job_id, "FAILED")
     return look(running, job_id)
 
 
@@ -151,27 +147,31 @@ def published(
 # ---- what people see ---------------------------------------------------------------------------------
 
 
-def test_killed_training_fails_the_job_with_the_way_on(training_killed: Moment) -> None:
+def test_training_whose_process_is_killed_goes_on_by_itself(training_killed: Moment) -> None:
     job = training_killed.job
-    assert (job["status"], job["errorCode"], job["stage"]) == ("FAILED", "TRAINING_CRASHED", "train")
-    assert f"ownvoice retry {job['id']}" in job["errorMessage"]
-    assert {"dataset.jsonl", "held_out.jsonl", "checkpoint"} <= training_killed.files
-    assert not {"metrics.json", "adapter.gguf"} & training_killed.files
+    assert (job["status"], job["errorCode"], job["attempts"]) == ("TRAINING", None, 1)
+    told = [event for event in job["events"] if event["message"].startswith("The training process died")]
+    assert [(event["level"], "attempt 2 of 3" in event["message"]) for event in told] == [("warn", True)]
+    assert len(training_killed.training_runs) == 2
     assert training_killed.ai_model is None
 
 
-def test_killed_flow_fails_the_job_with_the_way_on(flow_killed: Moment) -> None:
+def test_job_whose_flow_is_killed_goes_on_by_itself_in_another_run(
+    training_killed: Moment, flow_killed: Moment
+) -> None:
     job = flow_killed.job
-    assert (job["status"], job["errorCode"], job["stage"]) == ("FAILED", "FLOW_CRASHED", "train")
-    assert f"ownvoice retry {job['id']}" in job["errorMessage"]
-    assert "checkpoint" in flow_killed.files
+    assert (job["status"], job["errorCode"], job["attempts"]) == ("TRAINING", None, 2)
+    assert job["flowRunId"] != training_killed.job["flowRunId"]
+    told = [event for event in job["events"] if event["message"].startswith("Queued again")]
+    assert len(told) == 1 and "died at stage train" in told[0]["message"]
     assert flow_killed.ai_model is None
 
 
-def test_retry_of_a_killed_training_resumes_from_its_checkpoint(running: Running, unserved: Moment) -> None:
+def test_killed_training_resumed_from_its_checkpoint_each_time(running: Running, unserved: Moment) -> None:
     training = json.loads((running.folder(unserved.job["id"]) / "metrics.json").read_text())["training"]
-    assert 0 < training["resumedFromStep"] < 30
-    assert training["steps"] == unserved.job["metrics"]["steps"] == 30
+    assert 0 < training["resumedFromStep"] < 40
+    assert training["steps"] == unserved.job["metrics"]["steps"] == 40
+    assert len(unserved.training_runs) == 3
 
 
 def test_absent_serving_engine_fails_the_job_and_keeps_its_adapter(

@@ -140,6 +140,14 @@ def test_app_data_is_counted_numbered_and_dated_after_migration(empty_database_u
         assert done.created_at == datetime(2025, 10, 1, tzinfo=UTC)
 
 
+def test_mail_from_before_counts_as_known_to_an_adapter_from_before(empty_database_url: str) -> None:
+    with open_database(empty_database_url, sent_column="sent") as db:
+        execute(db, PRISMA)
+        execute(db, """UPDATE "User" SET "loraAdapterId" = 'job_1'""")
+        migrate(db)
+        assert find_user(db, "anna@example.org").sent_count_trained == 1
+
+
 def test_whole_job_runs_on_the_app_schema(empty_database_url: str) -> None:
     with open_database(empty_database_url, sent_column="sent") as db:
         execute(db, PRISMA)
