@@ -17,7 +17,7 @@ from store import jobs
 from tasks.job_folder import ADAPTER_GGUF, RECIPE, SAMPLES
 from tasks.progress import not_essential, show_progress
 from tasks.stages import forget_mail, require_consent, stage, stop_if_cancelled, take_back
-from tasks.tools import database, job_folder, serving, settings
+from tasks.tools import changing_models, database, job_folder, serving, settings
 from training.dataset import NEUTRAL_INSTRUCTIONS, ChatTemplate, prompt_messages
 from training.errors import AdapterRefused, NoConsent, ServingError, ServingUnavailable, TrainingCancelled
 from training.schemas import EventLevel, GateDecision, GenerateOptions, Job, Outcome, Published, Stage
@@ -64,7 +64,8 @@ def publish_adapter(job_id: str) -> Published:
         ):
             _require_judged(workspace / ADAPTER_GGUF, job)
             engine.base_ready()
-            published = engine.publish(workspace / ADAPTER_GGUF, name)
+            with changing_models():
+                published = engine.publish(workspace / ADAPTER_GGUF, name)
             # Recorded before the proof, so that a cancel or a failure from here on knows what to take back.
             jobs.record(db, job_id, model_name=name)
             engine.verify(name, published.digest)

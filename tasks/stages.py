@@ -14,11 +14,14 @@ from prefect.states import Cancelled
 from store import dispatch, jobs, users
 from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, HELD_OUT, OLD_HELD_OUT, PROGRESS
 from tasks.progress import show_progress
-from tasks.tools import database, job_folder, serving, settings
+from tasks.tools import changing_models, database, job_folder, serving, settings
 from training.base_models import find_base_model
 from training.config import load_train_config
 from training.errors import InvalidTransition, NoConsent, OwnvoiceError, TrainingCancelled
 from training.schemas import EventLevel, Job, JobStatus, Stage, Trigger
+
+TAKE_BACK_S = 30.0
+"""How long a cancelled job waits for its turn to remove its name from the Ollama server."""
 
 
 @task(cache_policy=NO_CACHE)
@@ -149,7 +152,7 @@ def take_back(job: Job) -> None:
     if job.model_name is None:
         return
     try:
-        with serving(job.base_model) as engine:
+        with serving(job.base_model) as engine, changing_models(TAKE_BACK_S):
             engine.remove(job.model_name)
     except OwnvoiceError as exc:
         jobs.add_event(

@@ -82,7 +82,9 @@ def changing_models(timeout_s: float = 600.0) -> Iterator[None]:
     Its manifests are not written atomically (see serving/ollama.py). Nothing to wait for on the embedded
     engine. Raises ServingUnavailable when the turn does not come within `timeout_s`.
     """
+    import httpx
     from prefect.concurrency.sync import concurrency
+    from prefect.exceptions import PrefectHTTPStatusError
 
     limit = settings().serving_limit
     if limit is None:
@@ -94,6 +96,11 @@ def changing_models(timeout_s: float = 600.0) -> Iterator[None]:
         except TimeoutError as exc:
             raise ServingUnavailable(
                 f"Others have been changing models on the Ollama server for {timeout_s:.0f} s. Try again."
+            ) from exc
+        except (httpx.HTTPError, PrefectHTTPStatusError) as exc:
+            raise ServingUnavailable(
+                "The Prefect server, which keeps the turns of those who change models on the Ollama server, "
+                f"does not answer ({type(exc).__name__}). Start it and try again."
             ) from exc
         yield
 

@@ -52,8 +52,8 @@ def wait_for_step(running: Running, job_id: str, since: str, at_least: int) -> N
     def reached() -> bool:
         job = running.job(job_id)
         assert job["status"] not in ("COMPLETED", "FAILED"), f"{job['status']}: {job['errorMessage']}"
-        start = max(n for n, event in enumerate(job["events"]) if event["message"].startswith(since))
-        new = [event["data"] for event in job["events"][start:]]
+        said = [n for n, event in enumerate(job["events"]) if event["message"].startswith(since)]
+        new = [event["data"] for event in job["events"][said[-1] :]] if said else []
         return any(data.get("phase") == "train" and data["step"] >= at_least for data in new)
 
     wait_for(reached, f"step {at_least} of job {job_id}", timeout_s=240)

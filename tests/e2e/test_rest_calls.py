@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ from store import users
 from store.database import Database
 from tests.e2e.stack import SMALL, Running, wait_for
 from training.settings import PROJECT_ROOT
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("jq")),
+    reason="the calls are made with curl and jq: install them",
+)
 
 PAGE = PROJECT_ROOT / "deployments" / "README.md"
 IDA, JOAN = "ida@example.net", "joan@example.net"
