@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from app import local
 from store.importers.mbox import read_mbox
-from tests.benchmarks import mailboxes, report, run, train
+from tests.benchmarks import cohort, flow_runs, mailboxes, report, run, train
 from tests.benchmarks.child import describe_failure, run_child
+from tests.benchmarks.cohort import FEW_STEPS, PEOPLE, STEPS, compare, describe_group
 from tests.benchmarks.job import describe
 from tests.benchmarks.machine import (
     OthersWatch,
@@ -25,8 +27,10 @@ from tests.benchmarks.machine import (
     read_pressure,
 )
 from tests.benchmarks.step_clock import StepClock
+from training.config import load_train_config
 from training.errors import ConfigError, OwnvoiceError
-from training.schemas import Job, JobMetrics, JobStatus
+from training.schemas import Job, JobMetrics, JobStatus, Outcome
+from training.settings import PROJECT_ROOT, Settings
 
 MACHINE = {
     "processor": "Z80",
@@ -37,6 +41,8 @@ MACHINE = {
     "packages": {"torch": "2.13.0"},
     "commit": "abc1234",
 }
+LOADED = "loaded %s in %.1f s"
+TRAINED = "%d of %d adapters trained on %s"
 QUIET = {"before_avg10": 0.4, "after_avg10": 3.0, "stalled_share": 0.01}
 BUSY = {**QUIET, "before_avg10": 64.0}
 RUNS = [
@@ -59,6 +65,30 @@ JOB = Job(
         held_out_nll_base=3.329, held_out_nll_adapter=2.563, held_out_emails=24, train_seconds=45.0
     ),
 )
+
+
+def ended_after(*seconds: float, run: str | None = None) -> list[Job]:
+    """Return completed jobs whose rows are a second apart and that ended so long after the first row; each
+    has a flow run of its own unless `run` names one."""
+    made = JOB.created_at
+    assert made is not None
+    return [
+        JOB.model_copy(
+            update={
+                "id": f"job-{number}",
+                "flow_run_id": run or f"run-{number}",
+                "outcome": Outcome.PROMOTED,
+                "created_at": made + timedelta(seconds=number),
+                "completed_at": made + timedelta(seconds=end),
+                "metrics": JobMetrics(train_seconds=5.0),
+            }
+        )
+        for number, end in enumerate(seconds)
+    ]
+
+
+SEPARATE = describe_group(ended_after(40, 120, 80), base_loads=3)
+TOGETHER = describe_group(ended_after(30, 45, 60, run="cohort"), base_loads=1)
 IMPORTED = {"mails": 1139, "mails_per_second": 4000.0, "peak_rss_bytes": 60_000_000}
 FIGURES: dict[str, dict[str, Any]] = {
     "train": {
@@ -75,6 +105,22 @@ FIGURES: dict[str, dict[str, Any]] = {
         "row_to_running_seconds": 2.5,
         "row_to_first_stage_seconds": 3.5,
         "up_seconds": 9.0,
+    },
+    "cohort": {
+        "people": 3,
+        "mailbox": "merrin (sample)",
+        "steps": 6,
+        "single": {
+            "row_to_end_seconds": 30.0,
+            "train_step_seconds": 5.0,
+            "other_seconds": 26.5,
+            "adapters_per_hour": 120.0,
+            "row_to_running_seconds": 2.5,
+            "base_loads": 1,
+        },
+        "separate": SEPARATE,
+        "cohort": {**TOGETHER, "row_to_running_seconds": 4.2, "dispatched_by": "event"},
+        **compare(SEPARATE, TOGETHER),
     },
     "clean": {
         "mailbox": "fossum-d",
@@ -115,7 +161,7 @@ def assembled(pressure: dict[str, float] | None = QUIET, **changes: Any) -> dict
 
 
 def test_every_part_has_a_title_a_measurement_and_a_table(parts: dict[str, ModuleType]) -> None:
-    assert list(parts) == ["train", "import", "job", "clean", "scan"]
+    assert list(parts) == ["train", "import", "job", "cohort", "clean", "scan"]
     for part in parts.values():
         assert part.TITLE and callable(part.measure) and callable(part.table)
 
@@ -145,6 +191,7 @@ def test_page_shows_the_command_the_machine_and_every_part(parts: dict[str, Modu
         "## Training",
         "## Import",
         "## One job",
+        "## Cohort",
         "## Cleaning",
         "## Scan",
     ]
@@ -189,6 +236,104 @@ def test_own_work_is_not_taken_for_others(monkeypatch: pytest.MonkeyPatch) -> No
     assert OthersWatch().share() == 0.2
 
 
+def test_group_is_timed_from_its_first_row_to_its_last_end() -> None:
+    assert SEPARATE == {
+        "jobs": 3,
+        "flow_runs": 3,
+        "base_loads": 3,
+        "wall_seconds": 120.0,
+        "train_step_seconds": 15.0,
+        "other_seconds_per_job": 35.0,
+        "adapters_per_hour": 90.0,
+        "outcomes": {"PROMOTED": 3},
+    }
+    assert (TOGETHER["wall_seconds"], TOGETHER["flow_runs"]) == (60.0, 1)
+    assert compare(SEPARATE, TOGETHER) == {"times_as_fast": 2.0}
+
+
+def test_page_sets_separate_runs_beside_the_cohort(parts: dict[str, ModuleType]) -> None:
+    page = report.to_markdown(assembled(found={"cohort": FIGURES["cohort"]}), parts)
+    assert "| from the first row to the last end | 30.0 s | 120.0 s | 60.0 s |" in page
+    assert "| base loads | 1 | 3 | 1 |" in page
+    assert "| everything else, a job | 26.5 s | 35.0 s | 15.0 s |" in page
+    assert "| newest row to running flow | 2.5 s |  | 4.2 s by the event |" in page
+
+
+def test_preset_of_the_cohorts_is_valid_and_short(tmp_path: Path) -> None:
+    preset = tmp_path / "few-steps.yaml"
+    preset.write_text(FEW_STEPS)
+    config = load_train_config(str(preset))
+    assert (config.max_steps, config.base_model) == (STEPS, train.BASE_MODEL)
+    assert PEOPLE == 8
+
+
+def test_base_loads_are_counted_by_the_line_that_the_training_logs() -> None:
+    source = (PROJECT_ROOT / "tasks" / "train.py").read_text(encoding="utf-8")
+    assert f'"{LOADED}"' in source, "the benchmark counts a line that no training logs"
+    lines = [LOADED % ("smollm2-135m", 1.234), "6 steps on 12 mails", LOADED % ("smollm2-135m", 20)]
+    assert flow_runs.count_base_loads(lines) == 2
+
+
+def prefect_with(
+    monkeypatch: pytest.MonkeyPatch, runs: dict[str, list[str]], *, scheduled: tuple[str, ...] = ()
+) -> None:
+    """Stand in for a Prefect server that has these runs, each with its log lines."""
+
+    def answer(api_url: str, kind: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        if kind == "flow_runs":
+            return [{"id": run, "auto_scheduled": run in scheduled} for run in runs]
+        (run,) = wanted["logs"]["flow_run_id"]["any_"]
+        return [{"message": line} for line in runs[run]]
+
+    monkeypatch.setattr(flow_runs, "_filter", answer)
+    monkeypatch.setattr(flow_runs, "LOGS_S", 0.0)
+
+
+def test_base_loads_are_not_counted_before_the_whole_log_has_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = (PROJECT_ROOT / "flows" / "train_adapters.py").read_text(encoding="utf-8")
+    assert f'"{TRAINED}"' in source
+    whole = [LOADED % ("smollm2-135m", 1), TRAINED % (1, 1, "smollm2-135m")]
+    prefect_with(monkeypatch, {"a": whole, "b": whole})
+    assert flow_runs.training_logs("api", ["job-1", "job-2"]) == [whole, whole]
+    prefect_with(monkeypatch, {"a": whole, "b": whole[:1]})
+    with pytest.raises(OwnvoiceError, match="1 of 2 training runs have not logged their end"):
+        flow_runs.training_logs("api", ["job-1", "job-2"])
+
+
+def test_start_by_the_minute_is_not_taken_for_one_by_the_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {
+        "by-minute": ["2 jobs on smollm2-135m in flow run x"],
+        "by-event": ["nothing", "in flow run y"],
+    }
+    prefect_with(monkeypatch, started, scheduled=("by-minute",))
+    found = {run: flow_runs.started_by("api", run) for run in ("x", "y", "z")}
+    assert found == {"x": "schedule", "y": "event", "z": "unknown"}
+
+
+def test_stack_that_fails_is_stopped_and_its_home_deleted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: dict[str, Path] = {}
+
+    def fail(settings: Settings, **_: Any) -> None:
+        assert settings.home.is_dir() and os.environ["OWNVOICE_HOME"] == str(settings.home)
+        seen["started"] = settings.home
+        raise OwnvoiceError("No port is free.")
+
+    def stop(settings: Settings) -> None:
+        seen["stopped"] = settings.home
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql://real.example.org/app")
+    monkeypatch.setattr(local, "up", fail)
+    monkeypatch.setattr(local, "down", stop)
+    with pytest.raises(OwnvoiceError, match="No port"):
+        cohort.measure(tmp_path, True, lambda done, total, text: None)
+    assert seen["started"] == seen["stopped"] and not seen["started"].exists()
+    assert os.environ["DATABASE_URL"] == "postgresql://real.example.org/app"
+
+
 def test_missing_trl_is_said_with_the_command_that_brings_it(parts: dict[str, ModuleType]) -> None:
     alone = [run for run in RUNS if run["trainer"] == "ours"]
     figures = {**FIGURES["train"], **train.compare(alone), "runs": alone, "trl_missing": train.INSTALL_TRL}
@@ -221,7 +366,8 @@ def test_failed_part_costs_the_exit_code_but_not_the_figures(
 def test_unknown_part_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run.main(["--only", "train,speed"])
-    assert "there is no part speed; choose from train, import, job, clean, scan" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "there is no part speed; choose from train, import, job, cohort, clean, scan" in said
 
 
 def test_failure_quotes_our_own_errors_only() -> None:
