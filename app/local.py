@@ -149,6 +149,8 @@ def down(settings: Settings, on_progress: Progress = lambda step, state: None) -
             if _stop(item):
                 stopped = True
                 on_progress(item.name, f"stopped ({time.monotonic() - started:.1f} s)")
+            if item.name.startswith("worker") and (orphans := _runs_of(settings.home)):
+                _end(orphans)  # of a worker that was killed
         if embedded.stop(settings.home):
             stopped = True
             on_progress("database", "stopped")
@@ -613,11 +615,7 @@ def _stop(item: StackProcess) -> bool:
             process.send_signal(signal.SIGTERM)
         has_run = len(family) > 1
         psutil.wait_procs([process], timeout=1.0 if has_run else IDLE_STOP_S)
-    runs = [member for member in _session(item) if member.pid != item.pid]
-    for member in runs:
-        with suppress(psutil.Error):
-            member.send_signal(signal.SIGTERM)
-    psutil.wait_procs(runs, timeout=RUN_STOP_S)
+    _end([member for member in {*family, *_session(item)} if member.pid != item.pid])
     rest = list({*family, *_session(item)})
     for member in rest:
         with suppress(psutil.Error):
@@ -627,8 +625,35 @@ def _stop(item: StackProcess) -> bool:
     return True
 
 
+def _end(runs: list[psutil.Process]) -> None:
+    """Tell flow runs to stop, give them `RUN_STOP_S` to say so, then kill what is left."""
+    for run in runs:
+        with suppress(psutil.Error):
+            run.send_signal(signal.SIGTERM)
+    for run in psutil.wait_procs(runs, timeout=RUN_STOP_S)[1]:
+        with suppress(psutil.Error):
+            run.kill()
+
+
+def _runs_of(home: Path) -> list[psutil.Process]:
+    """Return the live flow runs of the home's workers, also of a worker that died before them.
+
+    They lead sessions of their own, so only their environment tells whose they are.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "prefect" not in " ".join(process.cmdline()) or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            environment = process.environ()
+            if environment.get("OWNVOICE_HOME") == str(home) and "PREFECT__FLOW_RUN_ID" in environment:
+                found.append(process)
+    return found
+
+
 def _session(item: StackProcess) -> list[psutil.Process]:
-    """Return the live processes of the session that `item` leads, also those that outlived it.
+    """Return the live processes of the session that `item` leads, also those that outlived it, and all that
+    it has started.
 
     The kernel does not give a pid away while a session of that number has members, so they are ours unless
     a newer process with that pid exists.
@@ -644,6 +669,10 @@ def _session(item: StackProcess) -> list[psutil.Process]:
         with suppress(psutil.Error, ProcessLookupError, PermissionError):
             if os.getsid(process.pid) == item.pid and process.status() != psutil.STATUS_ZOMBIE:
                 members.append(process)
+    if (leader := _alive(item)) is not None:
+        with suppress(psutil.Error):
+            # A worker's flow runs lead sessions of their own.
+            members += [child for child in leader.children(recursive=True) if child not in members]
     return members
 
 

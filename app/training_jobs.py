@@ -17,8 +17,9 @@ from training.schemas import Job, JobEvent, JobStatus, RetrainMode, Trigger
 
 DEPLOYMENT = "train-user/default"
 POLL_S = 0.5
-VANISHED_S = 20.0
-"""How long after its flow run has ended a job may still look active: hooks run in a new process."""
+VANISHED_S = 180.0
+"""How long after its flow run has ended a job may still look active: hooks run in a new process, and
+dispatch-jobs, which looks every minute, queues again what they missed."""
 CANCEL_WAIT_S = 30.0
 
 

@@ -91,14 +91,18 @@ def recover_lost_jobs() -> dict[str, int]:
     What a hook or the flow itself could not do, because its machine, the Prefect server or the database
     was away at that moment. Returns how many jobs were queued again and ended.
     """
-    quiet = dispatch.list_unfinished(database(), quiet_s=QUIET_S)
+    at_work = dispatch.list_unfinished(database())
+    quiet = {job.id for job in dispatch.list_unfinished(database(), quiet_s=QUIET_S)}
     again = ended = 0
     with get_client(sync_client=True) as client:
-        runs = _read_runs(client, [job.flow_run_id for job in quiet if job.flow_run_id])
-        for job in quiet:
+        runs = _read_runs(client, [job.flow_run_id for job in at_work if job.flow_run_id])
+        for job in at_work:
+            run = runs.get(job.flow_run_id or "")
             before = job.status, job.flow_run_id
             try:
-                _recover(client, job, runs.get(job.flow_run_id or ""))
+                _pass_cancel_on(job, run)
+                if job.id in quiet:
+                    _recover(client, job, run)
             except (OwnvoiceError, httpx.HTTPError, PrefectHTTPStatusError) as exc:
                 get_run_logger().warning("job %s was not recovered: %s", job.id, type(exc).__name__)
                 continue
@@ -108,6 +112,15 @@ def recover_lost_jobs() -> dict[str, int]:
     if again or ended:
         get_run_logger().warning("%d lost jobs queued again, %d ended", again, ended)
     return {"queuedAgain": again, "ended": ended}
+
+
+def _pass_cancel_on(job: Job, run: FlowRun | None) -> None:
+    """Let a job stop itself when its run was cancelled on Prefect's page and nobody stops the process.
+
+    A worker that lost the server for half a minute no longer hears of cancels for the runs that it has.
+    """
+    if run is not None and run.state is not None and run.state.type == StateType.CANCELLING:
+        jobs.request_cancel(database(), job.id)
 
 
 def _recover(client: SyncPrefectClient, job: Job, run: FlowRun | None) -> None:

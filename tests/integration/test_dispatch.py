@@ -191,7 +191,7 @@ def test_live_run_is_left_alone(db: Database, started: Job) -> None:
 
     put_run(started, Running())
     assert dispatch_now()["queuedAgain"] == 0
-    assert jobs.find_job(db, started.id) == started
+    assert jobs.find_job(db, started.id) == started and not started.cancel_requested
 
 
 def test_job_whose_run_crashed_goes_on_in_a_new_run(db: Database, started: Job) -> None:
@@ -250,6 +250,14 @@ def test_cancelled_job_whose_run_never_got_a_worker_is_ended(db: Database) -> No
     assert jobs.request_cancel(db, job.id).status is JobStatus.PENDING
     assert dispatch_now()["ended"] == 1
     assert jobs.find_job(db, job.id).status is JobStatus.CANCELLED
+
+
+def test_cancel_on_prefects_page_that_no_worker_hears_reaches_the_job(db: Database, started: Job) -> None:
+    from prefect.states import Cancelling
+
+    put_run(started, Cancelling())
+    assert dispatch_now()["ended"] == 0
+    assert jobs.find_job(db, started.id).cancel_requested
 
 
 def test_run_that_stays_pending_because_its_worker_died_is_given_up(
