@@ -253,8 +253,9 @@ def test_cancelled_job_whose_run_never_got_a_worker_is_ended(db: Database) -> No
 
 
 def test_cancel_on_prefects_page_that_no_worker_hears_reaches_the_job(db: Database, started: Job) -> None:
-    from prefect.states import Cancelling
+    from prefect.states import Cancelling, Running
 
+    put_run(started, Running())
     put_run(started, Cancelling())
     assert dispatch_now()["ended"] == 0
     assert jobs.find_job(db, started.id).cancel_requested
