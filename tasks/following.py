@@ -60,6 +60,8 @@ class Following:
     """When it last made progress."""
     last: TrainingProgress | None = None
     cancelled_at: float | None = None
+    run_cancelled_at: float | None = None
+    """When its whole run was told to stop, because it was deaf to its own marker."""
     told_that_it_waits: bool = False
 
     @property
@@ -249,25 +251,31 @@ def _pass_cancel_on(job: Following) -> None:
 
 
 def _is_deaf(job: Following) -> bool:
-    return job.cancelled_at is not None and time.monotonic() - job.cancelled_at > CANCEL_GRACE_S
+    return _longer_ago(job.cancelled_at, CANCEL_GRACE_S)
+
+
+def _longer_ago(moment: float | None, seconds: float) -> bool:
+    return moment is not None and time.monotonic() - moment > seconds
 
 
 def _may_go(job: Following, following: list[Following]) -> bool:
-    """Tell whether a cancelled job need not wait for its turn in a run that goes on for its neighbours.
+    """Tell whether a cancelled job need not wait for its training any longer.
 
-    Its folder goes with it, and a training that finds none leaves the job alone.
+    It need not while the run goes on for its neighbours, nor when the run itself does not stop (its machine
+    is gone). The job's folder goes with it, and a training that finds none leaves the job alone.
     """
-    return _is_deaf(job) and any(other.cancelled_at is None for other in following)
+    alone = all(other.cancelled_at is not None for other in following)
+    return _is_deaf(job) and (not alone or _longer_ago(job.run_cancelled_at, CANCEL_GRACE_S))
 
 
 def _cancel_deaf(client: SyncPrefectClient, run: FlowRun, following: list[Following]) -> None:
     """Cancel the run itself when every job that is left was cancelled and none has listened."""
-    if not all(_is_deaf(job) for job in following):
+    if not all(_is_deaf(job) and job.run_cancelled_at is None for job in following):
         return
     with suppress(httpx.HTTPError, PrefectHTTPStatusError):
         cancel_run(client, run)
     for job in following:
-        job.cancelled_at = time.monotonic()
+        job.run_cancelled_at = time.monotonic()
 
 
 def _ended(job: Following, run: FlowRun | None) -> Ended:

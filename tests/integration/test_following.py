@@ -86,7 +86,7 @@ def start_run() -> Any:
         ).id
 
 
-def end_run(run_id: Any, state: Any) -> None:
+def put_run(run_id: Any, state: Any) -> None:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -135,7 +135,7 @@ def test_run_whose_process_died_is_told_from_one_that_failed(job: Job) -> None:
 
     for state, lost in [(Crashed(), True), (Failed(), False)]:
         run_id = start_run()
-        end_run(run_id, state)
+        put_run(run_id, state)
         (ended,) = list(following.follow(run_id, [job.id]))
         assert ended.lost is lost
         with pytest.raises(OwnvoiceError, match="ownvoice retry"):
@@ -145,16 +145,18 @@ def test_run_whose_process_died_is_told_from_one_that_failed(job: Job) -> None:
 def test_cancel_reaches_the_training_and_its_run(
     db: Database, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training that hears of it says so itself; a deaf one has its run cancelled."""
+    """A training that hears of it says so itself; a deaf one has its run cancelled and is left to itself."""
     from prefect.client.orchestration import get_client
+    from prefect.states import Running
 
     monkeypatch.setattr(following, "CANCEL_GRACE_S", 0.1)
     run_id, folder = start_run(), tools.job_folder(job.id)
+    put_run(run_id, Running())
     jobs.request_cancel(db, job.id)
     (ended,) = list(following.follow(run_id, [job.id]))
     assert folder.exists(CANCEL)
     with get_client(sync_client=True) as client:
-        assert client.read_flow_run(run_id).state.is_cancelled()
+        assert client.read_flow_run(run_id).state.is_cancelling(), "its machine is gone: nobody stops it"
     with pytest.raises(TrainingCancelled):
         raise_what_stopped(ended)
 
