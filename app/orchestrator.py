@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
@@ -154,6 +155,17 @@ class Orchestrator:
         found = response.json()
         rows: list[dict[str, Any]] = json.loads(found[0]["data"]) if found else []
         return rows
+
+    def wake_dispatcher(self) -> None:
+        """Emit the event on which dispatch-jobs looks at once. Raises OrchestratorUnavailable."""
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "ownvoice.job.created",
+            "resource": {"prefect.resource.id": "ownvoice.jobs"},
+            "payload": {},
+        }
+        self._raise_for_status(self._request("POST", "events", [event]))
 
     def ui_url(self, run_id: str) -> str:
         """Return the page of a run in Prefect's UI."""

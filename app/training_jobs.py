@@ -88,6 +88,10 @@ def cancel_job(session: Session, job_id: str, wait_s: float = CANCEL_WAIT_S) -> 
             with suppress(OrchestratorUnavailable, ConfigError):
                 session.orchestrator.cancel_run(job.flow_run_id)
         return job
+    if job.flow_run_id is None:
+        # It waits again after a lost run: the dispatcher deletes what that left, now or within the minute.
+        with suppress(OrchestratorUnavailable, ConfigError):
+            session.orchestrator.wake_dispatcher()
     deadline = time.monotonic() + wait_s
     while not job.status.is_final and time.monotonic() < deadline:
         time.sleep(POLL_S)

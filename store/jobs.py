@@ -324,7 +324,9 @@ def record(db: Database, job_id: str, **columns: Any) -> Job:
 
 
 def request_cancel(db: Database, job_id: str) -> Job:
-    """Ask for the job to stop. One that nobody has taken up ends CANCELLED at once.
+    """Ask for the job to stop. One that nobody has ever taken up ends CANCELLED at once.
+
+    One that waits again has left mail in its job folder: dispatch-jobs deletes that and ends it.
 
     Asking twice is fine. Raises InvalidTransition when the job has ended, UnknownJob.
     """
@@ -332,7 +334,7 @@ def request_cancel(db: Database, job_id: str) -> Job:
         before = one(connection, 'WHERE j."id" = %s FOR UPDATE', (job_id,))
         if before is None or before.status.is_final:
             refuse(connection, job_id, "be cancelled")
-        if before.status is JobStatus.PENDING and before.flow_run_id is None:
+        if before.status is JobStatus.PENDING and before.flow_run_id is None and before.stage is None:
             return cancel(connection, job_id)
         job = update(connection, '"cancelRequested" = true', job_id, ACTIVE, {})
         assert job is not None

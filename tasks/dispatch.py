@@ -101,7 +101,7 @@ def recover_lost_jobs() -> dict[str, int]:
             before = job.status, job.flow_run_id
             try:
                 _pass_cancel_on(job, run)
-                if job.id in quiet:
+                if job.id in quiet or (job.cancel_requested and job.flow_run_id is None):
                     _recover(client, job, run)
             except (OwnvoiceError, httpx.HTTPError, PrefectHTTPStatusError) as exc:
                 get_run_logger().warning("job %s was not recovered: %s", job.id, type(exc).__name__)

@@ -18,6 +18,7 @@ import pytest
 from store import dispatch, jobs, users
 from store.database import Database
 from tasks import tools
+from tests.prefect_server import PASSWORD, prefect_server
 from training.config import load_train_config
 from training.schemas import Job, JobStatus, Stage, Trigger
 
@@ -25,17 +26,28 @@ BASE, OTHER_BASE = "smollm2-135m", "llama-3.1-8b"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[str]:
-    """A real server that knows our deployments."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+def server() -> Iterator[None]:
+    """A real server that knows our deployments and automations.
 
-    from deployments.register import register
+    Not Prefect's test harness: every event of ours counts in the zombie automation, and the harness's SQLite
+    then waits up to a minute for its own lock (see app/prefect_server.py).
+    """
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
 
-    with prefect_test_harness(server_startup_timeout=120):
-        url = str(PREFECT_API_URL.value())
-        register(url)
-        yield url
+    with prefect_server() as started:
+        assert started.register().returncode == 0
+        settings = {
+            PREFECT_API_URL: started.api,
+            PREFECT_API_AUTH_STRING: PASSWORD,
+            PREFECT_LOGGING_TO_API_ENABLED: False,  # lines left over at the end would wait for the dead server
+        }
+        with temporary_settings(settings):
+            yield
 
 
 @pytest.fixture(autouse=True)
@@ -250,6 +262,19 @@ def test_cancelled_job_whose_run_never_got_a_worker_is_ended(db: Database) -> No
     assert jobs.request_cancel(db, job.id).status is JobStatus.PENDING
     assert dispatch_now()["ended"] == 1
     assert jobs.find_job(db, job.id).status is JobStatus.CANCELLED
+
+
+def test_job_that_is_cancelled_while_it_waits_again_leaves_no_mail(
+    db: Database, started: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.dispatch.QUIET_S", 3600.0)
+    folder = tools.job_folder(started.id)
+    folder.write_text("dataset.jsonl", "mail")
+    dispatch.requeue_vanished(db, started.id, started.flow_run_id, "Its process died.")
+    assert jobs.request_cancel(db, started.id).status is JobStatus.PENDING
+    assert dispatch_now() == {"queuedAgain": 0, "ended": 1, "jobs": 0, "runs": 0, "webhooks": 0}
+    assert jobs.find_job(db, started.id).status is JobStatus.CANCELLED
+    assert not Path(folder.path).exists()
 
 
 def test_cancel_on_prefects_page_that_no_worker_hears_reaches_the_job(db: Database, started: Job) -> None:

@@ -260,7 +260,7 @@ def test_schedule_yields_scheduled_runs(local_stack: StackOf) -> None:
         "deployments": {"id": {"any_": [gpu["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120  # the scheduler looks at all deployments once a minute
     while _count(stack, "flow_runs", wanted) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.5)
