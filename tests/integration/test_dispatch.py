@@ -44,7 +44,7 @@ def server() -> Iterator[None]:
         settings = {
             PREFECT_API_URL: started.api,
             PREFECT_API_AUTH_STRING: PASSWORD,
-            PREFECT_LOGGING_TO_API_ENABLED: False,  # lines left over at the end would wait for the dead server
+            PREFECT_LOGGING_TO_API_ENABLED: False,  # or its last lines wait for the dead server
         }
         with temporary_settings(settings):
             yield
