@@ -5,7 +5,8 @@
     python -m tests.benchmarks.run --out docs/performance.md    write the page of tables as well
 
 Most of the time goes to `cohort` (18 trainings, 8 minutes) and `scan` (2 minutes on a quiet machine, 8
-beside other work); the rest takes 6 to 10 minutes. Exit code 1 when a part failed; the others' figures are printed all the same.
+beside other work); the rest takes 6 to 10 minutes. Exit code 1 when a part failed; the others'
+figures are printed all the same.
 """
 
 from __future__ import annotations
