@@ -101,8 +101,9 @@ def recover_lost_jobs() -> dict[str, int]:
             before = job.status, job.flow_run_id
             try:
                 _pass_cancel_on(job, run)
-                if job.id in quiet or (job.cancel_requested and job.flow_run_id is None):
-                    _recover(client, job, run)
+                if job.id not in quiet and not (job.cancel_requested and job.flow_run_id is None):
+                    continue
+                _recover(client, job, run)
             except (OwnvoiceError, httpx.HTTPError, PrefectHTTPStatusError) as exc:
                 get_run_logger().warning("job %s was not recovered: %s", job.id, type(exc).__name__)
                 continue
