@@ -61,6 +61,8 @@ class CleanedText:
     own_words: str
     answered_text: str
     cuts: tuple[Cut, ...]
+    own_spans: tuple[tuple[int, int], ...]
+    """(start, end) of every run of own lines in `text`; like `cuts` only filled in by `clean_mail`."""
     unclear: bool
     """Own and quoted words could not be separated with confidence."""
     drop: DropReason | None
@@ -198,7 +200,8 @@ def clean_mail(
 ) -> CleanedText:
     """Clean one mail; `tails` are the repeated endings of its mailbox (`CleanedMailbox.tails`)."""
     part = _separate(mail)
-    return replace(_finish(part, tails, min_words, max_words), cuts=_spans(part.text, part.split))
+    cleaned = _finish(part, tails, min_words, max_words)
+    return replace(cleaned, cuts=_spans(part.text, part.split), own_spans=_own_spans(part.text, part.split))
 
 
 @dataclass(slots=True)
@@ -284,6 +287,7 @@ def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words:
         own_words=own,
         answered_text=answered,
         cuts=(),  # `clean_mail` fills them in; a mailbox does not need them
+        own_spans=(),
         unclear=part.unclear,
         drop=drop,
         replaced_secrets=replaced,
@@ -332,3 +336,21 @@ def _spans(text: str, split: QuoteSplit) -> tuple[Cut, ...]:
         for reason, first, after in sorted(split.cuts, key=lambda cut: cut[1])
         if first < after
     )
+
+
+def _own_spans(text: str, split: QuoteSplit) -> tuple[tuple[int, int], ...]:
+    """Return the own lines that hold something, neighbours joined, as character positions in `text`."""
+    starts = [0, *accumulate(len(line) + 1 for line in split.lines)]
+    spans: list[tuple[int, int]] = []
+    previous = -2
+    for index in split.own:
+        line = split.lines[index].rstrip()
+        if line:
+            start, end = starts[index], min(starts[index] + len(line), len(text))
+            if index == previous + 1:
+                start = spans.pop()[0]
+            spans.append((start, end))
+            previous = index
+        elif index == previous + 1:
+            previous = index  # a blank line between own lines does not part them
+    return tuple(spans)
