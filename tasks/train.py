@@ -44,7 +44,7 @@ from training.schemas import CohortResult, JobSpec, MailLoss, TrainingProgress, 
 from training.start_adapter import WEIGHTS_FILE, digest_of
 
 if TYPE_CHECKING:
-    from training.lora import LoadedBase
+    from training.loaded_base import LoadedBase
 
 PROGRESS_EVERY_S = 0.5
 """How often progress.json is written and the cancel marker is looked for."""
@@ -173,7 +173,7 @@ def _start_adapter(folder: JobFolder, spec: JobSpec) -> Iterator[Path | None]:
 @lru_cache(maxsize=1)
 def _loaded_base(base_model: str, precision: str, quantise: str) -> LoadedBase:
     """Load the base once per flow run; the next job of the cohort finds it in memory."""
-    from training.lora import load_base
+    from training.loaded_base import load_base
 
     started = time.monotonic()
     config = TrainConfig.model_validate({"precision": precision, "quantise": quantise})

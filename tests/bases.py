@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from training.dataset import EncodedExample
-    from training.lora import LoadedBase
+    from training.loaded_base import LoadedBase
     from training.schemas import Example
 
 CHATML = (
@@ -73,7 +73,7 @@ def tiny_base(seed: int = 5, precision: str = "fp32") -> LoadedBase:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from training import attention
-    from training.lora import LoadedBase
+    from training.loaded_base import LoadedBase
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -141,7 +141,7 @@ def smollm2(base_cache: Path) -> LoadedBase:
     """The real SmolLM2-135M in bf16, loaded once; a test that changes it must change it back."""
     from training.base_models import find_base_model
     from training.config import TrainConfig
-    from training.lora import load_base
+    from training.loaded_base import load_base
 
     info = find_base_model("smollm2-135m")
     if info.gguf_path is None:

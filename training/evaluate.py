@@ -11,9 +11,11 @@ import torch
 
 from training.dataset import EncodedExample
 from training.export import require_whole
-from training.lora import LoadedBase, plan_epoch, reply_hidden_states, restore_base
+from training.forward import reply_hidden_states
+from training.loaded_base import LoadedBase, restore_base
 from training.lora_linear import speed_up
 from training.loss import reply_log_likelihood
+from training.plan import plan_epoch
 from training.schemas import MailLoss
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ def _train(request: dict[str, Any], report: Report) -> dict[str, Any]:
     from training.base_models import find_base_model
     from training.config import load_train_config
     from training.dataset import EncodedExample
-    from training.lora import load_base, train_adapter
+    from training.loaded_base import load_base
+    from training.lora import train_adapter
     from training.schemas import TrainingProgress
 
     work = Path(request["work"])

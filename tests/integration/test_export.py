@@ -21,7 +21,8 @@ from training import export
 from training.base_models import find_base_model
 from training.config import LINEAR_LAYERS, TrainConfig
 from training.dataset import ChatTemplate, encode, prompt_messages
-from training.lora import LoadedBase, load_base, restore_base, train_adapter
+from training.loaded_base import LoadedBase, load_base, restore_base
+from training.lora import train_adapter
 
 TOP = 20
 STRONG, WEAK = 0.3, 0.01

@@ -15,20 +15,16 @@ from safetensors.torch import load_file, save_file
 from serving.llamacpp import LlamaCppServing
 from tests.bases import persona_mails, tiny_base, tiny_examples
 from training.base_models import find_base_model, load_tokenizer, weights_path
+from training.checkpoint import CHECKPOINT_FILE
 from training.config import LoraConfig, TrainConfig
 from training.dataset import ChatTemplate, EncodedExample, encode, prompt_messages
 from training.errors import AdapterRefused, ConfigError, TrainingCancelled, TrainingDiverged
 from training.evaluate import held_out_losses, losses_of_saved_adapter
 from training.export import sha256_of
 from training.gate import decide, mean_loss
-from training.lora import (
-    CHECKPOINT_FILE,
-    LoadedBase,
-    load_base,
-    plan_epoch,
-    rate_factor,
-    train_adapter,
-)
+from training.loaded_base import LoadedBase, load_base
+from training.lora import train_adapter
+from training.plan import plan_epoch, rate_factor
 from training.schemas import Example, MailLoss, Outcome, TrainingProgress, TrainingResult
 from training.start_adapter import CONFIG_FILE, WEIGHTS_FILE
 

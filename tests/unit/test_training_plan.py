@@ -8,19 +8,13 @@ import random
 import pytest
 
 from tests.bases import tiny_base_model
+from training.checkpoint import fingerprint
 from training.config import TrainConfig
 from training.dataset import EncodedExample
 from training.errors import TrainingDiverged
-from training.lora import (
-    EXPLODED,
-    _stop_if_broken,
-    _stop_if_diverged,
-    _stop_if_flat,
-    fingerprint,
-    pad_batch,
-    plan_epoch,
-    rate_factor,
-)
+from training.forward import pad_batch
+from training.plan import plan_epoch, rate_factor
+from training.watch import EXPLODED, stop_if_broken, stop_if_diverged, stop_if_flat
 
 
 def of_lengths(lengths: list[int]) -> list[EncodedExample]:
@@ -116,34 +110,34 @@ def test_a_very_short_run_still_moves(steps: int) -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_a_number_stops_at_its_step(loss: float) -> None:
     with pytest.raises(TrainingDiverged, match="at step 3") as stop:
-        _stop_if_diverged([3.0, 2.9, loss])
+        stop_if_diverged([3.0, 2.9, loss])
     assert stop.value.step == 3
 
 
 def test_an_exploding_loss_stops_with_both_means() -> None:
     with pytest.raises(TrainingDiverged, match=r"from 3\.00 to 5\.50 nat per token by step 9"):
-        _stop_if_diverged([3.0] * 4 + [4.0] + [5.5] * 4)
+        stop_if_diverged([3.0] * 4 + [4.0] + [5.5] * 4)
 
 
 def test_one_bad_batch_and_a_slow_start_are_no_divergence() -> None:
-    _stop_if_diverged([3.0] * 7 + [3.0 + 3.9 * EXPLODED])
-    _stop_if_diverged([3.0, 9.0])
-    _stop_if_diverged([3.0] * 4 + [3.0 + EXPLODED] * 4)
+    stop_if_diverged([3.0] * 7 + [3.0 + 3.9 * EXPLODED])
+    stop_if_diverged([3.0, 9.0])
+    stop_if_diverged([3.0] * 4 + [3.0 + EXPLODED] * 4)
 
 
 def test_a_loss_that_never_fell_is_refused_at_the_end() -> None:
     with pytest.raises(TrainingDiverged, match=r"3\.00 nat per token at the start, 3\.00 at the end of 20"):
-        _stop_if_flat([3.0] * 20)
-    _stop_if_flat([3.0] * 10 + [2.99] * 10)
-    _stop_if_flat([3.0] * 19)
+        stop_if_flat([3.0] * 20)
+    stop_if_flat([3.0] * 10 + [2.99] * 10)
+    stop_if_flat([3.0] * 19)
 
 
 def test_weights_broken_by_the_last_step_are_refused() -> None:
     import torch
 
-    _stop_if_broken(torch.zeros(3), [3.0])
+    stop_if_broken(torch.zeros(3), [3.0])
     with pytest.raises(TrainingDiverged, match="step 2, the last one") as stop:
-        _stop_if_broken(torch.tensor([0.0, math.nan]), [3.0, 2.9])
+        stop_if_broken(torch.tensor([0.0, math.nan]), [3.0, 2.9])
     assert (stop.value.step, stop.value.loss) == (2, 2.9)
 
 

@@ -1,0 +1,107 @@
+"""What must survive a crash, written whole or not at all, and whether it fits the run that finds it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from training import base_models
+from training.config import TrainConfig
+from training.dataset import EncodedExample
+from training.flat_parameters import FlatParameters
+
+CHECKPOINT_FILE = "state.pt"
+
+
+def fingerprint(
+    config: TrainConfig,
+    examples: Sequence[EncodedExample],
+    info: base_models.BaseModel,
+    start_digest: str | None = None,
+) -> str:
+    """Return what a checkpoint must match to be resumed: the base, the adapter that training went on from,
+    the recipe and the exact token ids."""
+    import hashlib
+
+    digest = hashlib.sha256(config.model_dump_json(exclude={"checkpoint_every_s", "name"}).encode())
+    # Two bases may share a tokenizer (Llama-3.1-8B and -70B do), so the token ids do not tell them apart.
+    digest.update(repr((info.id, info.revision)).encode())
+    digest.update((start_digest or "").encode())
+    for example in examples:
+        digest.update(repr((example.input_ids, example.prompt_length)).encode())
+    return digest.hexdigest()
+
+
+class RunState:
+    """What must survive a crash: master weights, optimiser, random state, losses, tokens and seconds."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.losses: list[float] = []
+        self.tokens = 0
+        """Tokens trained on before this session."""
+        self.seconds = 0.0
+
+    def resume(self, weights: FlatParameters, optimiser: torch.optim.Optimizer) -> int:
+        """Load the checkpoint when it fits; returns the step to go on from, 0 without one."""
+        path = self.folder / CHECKPOINT_FILE
+        if not path.is_file():
+            return 0
+        try:
+            saved = torch.load(path, map_location=weights.master.device, weights_only=True)
+        except Exception:
+            # Torn or foreign file: starting over is always right, only slower.
+            return 0
+        if not isinstance(saved, dict) or saved.get("fingerprint") != self.fingerprint:
+            return 0
+        with torch.no_grad():
+            weights.master.copy_(saved["master"])
+        weights.copy_to_working()
+        optimiser.load_state_dict(saved["optimiser"])
+        torch.set_rng_state(saved["random_state"].cpu())
+        self.losses = list(saved["losses"])
+        self.tokens, self.seconds = saved["tokens"], saved["seconds"]
+        return int(saved["step"])
+
+    def save(
+        self,
+        step: int,
+        session_tokens: int,
+        session_seconds: float,
+        weights: FlatParameters,
+        optimiser: torch.optim.Optimizer,
+    ) -> None:
+        """Write the checkpoint beside the old one and rename over it, so that one is always whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / CHECKPOINT_FILE
+        with _written_aside(path) as aside:
+            torch.save(
+                {
+                    "fingerprint": self.fingerprint,
+                    "step": step,
+                    "master": weights.master.detach(),
+                    "optimiser": optimiser.state_dict(),
+                    "random_state": torch.get_rng_state(),
+                    "losses": self.losses,
+                    "tokens": self.tokens + session_tokens,
+                    "seconds": self.seconds + session_seconds,
+                },
+                aside,
+            )
+
+
+@contextmanager
+def _written_aside(path: Path) -> Iterator[Path]:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        with aside.open("rb") as handle:
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
