@@ -163,14 +163,16 @@ def clean_mailbox(
         if at in duplicates:
             drop_of[mail.id] = DropReason.NEAR_DUPLICATE
             continue
-        replaced += text.replaced_secrets
+        # The subject becomes the instruction, which is written to storage like the words themselves.
+        subject = secrets.redact(subjects.clean_subject(mail.subject))
+        replaced += text.replaced_secrets + subject.count
         usable.append(
             CleanMail(
                 id=mail.id,
                 thread_id=mail.thread_id,
                 position=mail.position,
                 sent_at=mail.sent_at,
-                subject=subjects.clean_subject(mail.subject),
+                subject=subject.text,
                 own_words=text.own_words,
                 answered_text=text.answered_text,
                 is_reply=text.is_reply,

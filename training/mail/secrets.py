@@ -1,7 +1,9 @@
 """Replace what must never be learnt: keys, passwords, card and account numbers, one-time codes, login links.
 
-Numbers count only when their checksum holds (Luhn, ISO 7064 mod 97-10), so that phone and order numbers stay.
-Every pattern has bounded repetition: linear time on any text.
+Numbers count only when their checksum holds (Luhn, ISO 7064 mod 97-10) and issuer or country use their
+length, so that phone and order numbers stay. A word that may be a password counts only when the sentence says
+that it is one, or when no person would write it as a word. Linear time on any text: repetition in patterns is
+bounded.
 """
 
 from __future__ import annotations
@@ -15,6 +17,20 @@ PLACEHOLDERS = (
     "[ID number]",
 )  # fmt: skip
 
+IBAN_LENGTHS = {
+    "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BI": 27,
+    "BR": 29, "BY": 28, "CH": 21, "CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DJ": 27, "DK": 18, "DO": 28,
+    "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FK": 18, "FO": 18, "FR": 27, "GB": 22, "GE": 22, "GI": 23,
+    "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IQ": 23, "IS": 26, "IT": 27,
+    "JO": 30, "KW": 30, "KZ": 20, "LB": 28, "LC": 32, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "LY": 25,
+    "MC": 27, "MD": 24, "ME": 22, "MK": 19, "MN": 20, "MR": 27, "MT": 31, "MU": 30, "NI": 28, "NL": 18,
+    "NO": 15, "OM": 23, "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24, "RS": 22, "RU": 33,
+    "SA": 24, "SC": 31, "SD": 18, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "SO": 23, "ST": 25, "SV": 28,
+    "TL": 23, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20, "YE": 30,
+}  # fmt: skip
+"""Characters of an IBAN by country (SWIFT IBAN registry). Without them one text in five that starts like an
+IBAN would pass mod 97 at some length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Redacted:
@@ -27,6 +43,8 @@ class Redacted:
 
 _KEY_BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END = re.compile(r"-----END (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----")
+_PUTTY_BEGIN = re.compile(r"PuTTY-User-Key-File-\d")
+_PUTTY_END = re.compile(r"Private-MAC:[^\n]{0,200}")
 
 _API_KEY = re.compile(
     r"(?<![A-Za-z0-9_-])(?:"
@@ -34,15 +52,16 @@ _API_KEY = re.compile(
     r"|github_pat_[A-Za-z0-9_]{20,255}|glpat-[A-Za-z0-9_-]{15,200}|xox[abeprs]-[A-Za-z0-9-]{10,200}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{30,60}|ya29\.[0-9A-Za-z_-]{20,200}|hf_[A-Za-z0-9]{20,100}"
     r"|npm_[A-Za-z0-9]{30,60}|pypi-[A-Za-z0-9_-]{30,250}|SG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"
+    r"|xapp-[A-Za-z0-9-]{20,200}|GOCSPX-[A-Za-z0-9_-]{20,60}|whsec_[A-Za-z0-9+/=]{20,100}"
     r"|AGE-SECRET-KEY-1[0-9A-Z]{50,70}|dop_v1_[a-f0-9]{64}|shpat_[a-fA-F0-9]{32}"
     r"|eyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,4000}(?:\.[A-Za-z0-9_-]{5,2000})?"
     r")(?![A-Za-z0-9])"
 )
 _BEARER = re.compile(r"\b(Bearer|Basic) (?=[A-Za-z0-9+/_.=-]*\d)[A-Za-z0-9+/_.=-]{16,500}")
 _NAMED_KEY = re.compile(
-    r"\b((?:api|access|secret|client|private|auth|session|signing|encryption|license|licence|product|"
+    r"(?<![A-Za-z0-9])((?:\w{1,20}[_-])?(?:shared)?(?:api|access|secret|client|private|auth|session|signing|encryption|license|licence|product|"
     r"account)[ _-]?"
-    r"(?:key|token|secret|id token)|secret|token|apikey)(\s{0,3}(?:is|[:=])\s{0,3}[\"'`]?)"
+    r"(?:key|token|secret|id token)|secret|token|apikey)([\"']?\s{0,3}(?:is|[:=])\s{0,3}[\"'`]?)"
     r"(?=[A-Za-z0-9+/_.=-]{0,200}\d)[A-Za-z0-9+/_.=-]{12,500}",
     re.I,
 )
@@ -52,19 +71,30 @@ _LONG_TOKEN = re.compile(
 )
 
 _PASSWORD_WORDS = (
-    r"pass ?word|pass ?phrase|passwd|pwd|kennwort|passwort|mot de passe|mdp|contraseña|clave|"
+    r"pass[ -]?word|pass[ -]?phrase|passwd|pwd|pw|kennwort|passwort|mot de passe|mdp|contraseña|clave|"
     r"parola d['’]ordine|"
     r"wachtwoord|senha|palavra-passe|lösenord|adgangskode|passord|salasana|hasło|heslo"
 )
 _PASSWORD = re.compile(
-    r"\b(?P<word>(?:" + _PASSWORD_WORDS + r")s?)"
-    r"(?P<gap>[ \t]{0,3}(?::|=|->|→)[ \t]{0,3}\n?[ \t]{0,3}"
-    r"|(?:[ \t]{1,3}\w{1,12}){0,3}[ \t]{1,3}(?:is|was|ist|lautet|est|es|è|é|är|er|to)[ \t]{0,2}:?[ \t]{1,3})"
+    r"(?<![^\W_])(?P<word>(?:" + _PASSWORD_WORDS + r")s?)(?!\w)"
+    r"(?P<gap>[\"']?[ \t\xa0]{0,3}(?::|=|->|→|#:?)[ \t\xa0]{0,3}\n?[ \t\xa0]{0,3}"
+    r"|(?:[ \t]{1,3}\w{1,12}){0,3}[ \t]{1,3}(?:is|was|ist|lautet|est|es|è|é|är|er|to)[ \t]{0,2}:?[ \t]{1,3}"
+    r"|[ \t]{1,3}(?:[-–—|/][ \t]{1,3})?)"
     r"(?P<value>\"[^\"\n]{3,80}\"|'[^'\n]{3,80}'|[^\s,;]{3,80})",
+    re.I,
+)
+_LOGIN_PAIR = re.compile(
+    r"\b((?:log-?in|credentials|zugangsdaten|anmeldedaten|identifiants|user(?:name)?)[ \t]{0,2}:"
+    r"[ \t]{0,3}[^\s/]{2,80}[ \t]{0,2}/[ \t]{0,2})(?P<value>[^\s,;/]{4,80})",
     re.I,
 )
 _PIN = re.compile(
     r"\b(PIN|P\.I\.N\.)((?:[ -]?(?:code|number|no\.?))?\s{0,3}(?:is|ist|est|es|[:=#])?\s{0,3})\d{4,8}\b"
+)
+_PIN_SAID = re.compile(
+    r"\b(pin)((?:[ -]?(?:code|number|no\.?))?\s{0,3}(?:is|ist|est|es|[:=]|#:?)\s{0,3})"
+    r"(?:\d{3}-\d{4}|\d{4,8})\b",
+    re.I,
 )
 _CODE = re.compile(
     r"\b(?P<word>otp|tan|2fa|mfa|one[- ]time (?:code|password|passcode)|"
@@ -73,31 +103,61 @@ _CODE = re.compile(
     r"alarm|door|participant|host|conference|pass)[ -]?(?:code|pin|key|number)s?|"
     r"bestätigungscode|sicherheitscode|zugangscode|code de (?:vérification|sécurité|confirmation)|"
     r"código de (?:verificación|seguridad|verificação|segurança)|codice di (?:verifica|sicurezza)|"
-    r"verificatiecode|beveiligingscode|verifieringskod|säkerhetskod)"
+    r"verificatiecode|beveiligingscode|verifieringskod|säkerhetskod)(?!\w)"
     r"(?P<gap>[^\n\d]{0,25})(?P<value>\d{3}[ -]\d{3}|\d{4,10}|[A-Z0-9]{2,5}-[A-Z0-9]{2,5})(?![\w-]*\w)",
     re.I,
 )
+# "zip code: 77046" and "tax code: 4590" open nothing.
+_CODE_SAID = re.compile(
+    r"(?<!\bzip )(?<!\barea )(?<!\btax )(?<!\bpostal )(?<!\bcountry )(?<!\bdress )(?<!\bsource )(?<!\bcost )"
+    r"\b(?P<word>code)(?P<gap>[ \t\xa0]{0,2}(?::|=|is|lautet|est|es)[ \t\xa0]{0,3}\n{0,2})"
+    r"(?P<value>\d{3}[ -]\d{3}|\d{4,10}|(?=[A-Z]{0,15}\d)[A-Z0-9]{5,16})(?![\w-]*\w)",
+    re.I,
+)
+_CODE_FIRST = re.compile(
+    r"(?<![\w.,-])(?:[A-Z]-)?(?:\d{3}[ -]\d{3}|\d{4,8})"
+    r"(?= (?:is|ist|est|es) (?:your|the|my|ihr|dein|votre|tu|su) [\w -]{0,30}"
+    r"\b(?:\w{0,20}code|código|pin|tan)\b)",
+    re.I,
+)
+_CVV = re.compile(
+    r"\b((?:cvv2?|cvc2?|card security code)[ \t]{0,2}(?:code|number)?\s{0,2}(?:is|[:=#])?\s{0,3})\d{3,4}\b",
+    re.I,
+)
 _SSN = re.compile(r"\b((?:ssn|social security)[^\n\d]{0,25})\d{3}[- ]?\d{2}[- ]?\d{4}\b", re.I)
-_CARD = re.compile(r"(?<![\w.+-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])")
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}(?!\w)")
-_URL = re.compile(r"(?:https?|ftp)://[^\s<>\"']{4,4000}")
+_CARD = re.compile(r"(?<![\w.+-])[2-6]\d{3}(?:[ .\xa0-]?\d){9,15}(?![\w-])")
+_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ \xa0-]?[A-Z0-9]){11,31}", re.I)
+_URL = re.compile(r"(?:\b[a-z][a-z0-9+.-]{1,15}://|\bwww\.)[^\s<>\"']{4,4000}", re.I)
 _URL_SECRET = re.compile(
     r"[?&#;](?:[\w.-]{0,30}(?:token|secret|passw(?:or)?d|pwd|signature|credential|session|apikey|api_key|"
     r"auth|otp|jwt)"
     r"[\w-]{0,20}|sig|key|code|sid|hash|invite|ticket|pin)=[^&\s]{4,}|//[^/\s:@]{1,100}:[^/\s@]{1,100}@",
     re.I,
 )
+# One run of letters and digits mixed tells a token from the title of an article: "3-ways-to-cook-beans".
 _URL_TOKEN_SEGMENT = re.compile(
-    r"[/=](?=[\w-]{0,100}\d)(?=[\w-]{0,100}[A-Za-z])[A-Za-z0-9_-]{28,}(?=[/?&#.]|$)"
+    r"[/=](?=[\w-]{0,100}?(?<![A-Za-z0-9])(?=[A-Za-z]{0,40}\d)(?=\d{0,40}[A-Za-z])[A-Za-z0-9]{8})"
+    r"[A-Za-z0-9_-]{28,}(?=[/?&#.]|$)"
+)
+_URL_LOGIN_PATH = re.compile(
+    r"/(?:invites?|invitations?|reset(?:-password)?|password-reset|verify|verification|confirm|activate|magic|"
+    r"magic-link|login|signin|auth|token|accept)/(?=[\w-]{0,60}\d)[\w-]{8,}",
+    re.I,
+)
+# Incoming webhooks: whoever knows the address may post (hooks.slack.com/services/T…/B…/…).
+_URL_WEBHOOK = re.compile(
+    r"//hooks\.slack\.com/\w|//discord(?:app)?\.com/api/webhooks/\w|/webhook/[\w-]{16}", re.I
 )
 
+_DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d\D?\d\D?\d\D?\d")
 # Substrings without which a pattern cannot match: finding them costs a hundredth of running it.
 _PASSWORD_HINTS = (
-    "pass", "pwd", "kennwort", "mdp", "contrase", "clave", "parola", "wachtwoord", "senha", "palavra",
+    "pass", "pw", "kennwort", "mdp", "contrase", "clave", "parola", "wachtwoord", "senha", "palavra",
     "lösenord",
     "adgangskode", "salasana", "hasło", "heslo",
 )  # fmt: skip
+_LOGIN_HINTS = ("login", "log-in", "credentials", "zugangsdaten", "anmeldedaten", "identifiants", "user")
 _KEY_HINTS = ("key", "token", "secret")
 _CODE_HINTS = (
     "code", "otp", "2fa", "mfa", "one-time", "one time", "tan", "codice", "código", "kod", "pin", "key",
@@ -108,15 +168,19 @@ _CODE_HINTS = (
 def redact(text: str) -> Redacted:
     """Return `text` with every secret replaced by a placeholder such as "[card number]"."""
     lowered = text.lower()
-    digits = _DIGITS.search(text) is not None
+    some_digit = _DIGIT.search(text) is not None
+    digits = some_digit and _DIGITS.search(text) is not None
     long_token = max(map(len, text.split()), default=0) >= 16
     hinted_password = any(hint in lowered for hint in _PASSWORD_HINTS)
-    if not (digits or long_token or hinted_password):
+    hinted_login = "/" in text and any(hint in lowered for hint in _LOGIN_HINTS)
+    if not (some_digit or long_token or hinted_password or hinted_login or "-----BEGIN" in text):
         return Redacted(text, 0, 0)
     counter = _Counter()
     if "-----BEGIN" in text:
-        text = _replace_private_keys(text, counter)
-    if "://" in text:
+        text = _replace_private_keys(_KEY_BEGIN, _KEY_END, text, counter)
+    if "PuTTY-User-Key-File" in text:
+        text = _replace_private_keys(_PUTTY_BEGIN, _PUTTY_END, text, counter)
+    if "://" in text or "www." in lowered:
         text = counter.sub(_URL, _replace_url, text)
     if long_token:
         text = counter.sub(_API_KEY, lambda match: "[API key]", text)
@@ -124,14 +188,22 @@ def redact(text: str) -> Redacted:
             text = counter.sub(_BEARER, lambda match: f"{match[1]} [API key]", text)
     if hinted_password:
         text = counter.sub(_PASSWORD, _replace_password, text)
+    if hinted_login:
+        text = counter.sub(_LOGIN_PAIR, _replace_login, text)
     if any(hint in lowered for hint in _KEY_HINTS):
         text = counter.sub(_NAMED_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
     if digits:
         text = counter.sub(_IBAN, _replace_iban, text)
         text = counter.sub(_CARD, _replace_card, text)
+    if some_digit:
         if any(hint in lowered for hint in _CODE_HINTS):
             text = counter.sub(_PIN, lambda match: f"{match[1]}{match[2]}[code]", text)
+            text = counter.sub(_PIN_SAID, lambda match: f"{match[1]}{match[2]}[code]", text)
             text = counter.sub(_CODE, _replace_code, text)
+            text = counter.sub(_CODE_SAID, _replace_code, text)
+            text = counter.sub(_CODE_FIRST, lambda match: "[code]", text)
+        if "cv" in lowered or "security code" in lowered:
+            text = counter.sub(_CVV, lambda match: f"{match[1]}[code]", text)
         if "ssn" in lowered or "social security" in lowered:
             text = counter.sub(_SSN, lambda match: f"{match[1]}[ID number]", text)
     if long_token:
@@ -157,13 +229,14 @@ class _Counter:
         return pattern.sub(once, text)
 
 
-def _replace_private_keys(text: str, counter: _Counter) -> str:
+def _replace_private_keys(first: re.Pattern[str], last: re.Pattern[str], text: str, counter: _Counter) -> str:
+    """Replace everything from a match of `first` to the next match of `last`."""
     parts: list[str] = []
     position = 0
-    for begin in _KEY_BEGIN.finditer(text):
+    for begin in first.finditer(text):
         if begin.start() < position:
             continue
-        end = _KEY_END.search(text, begin.end())
+        end = last.search(text, begin.end())
         stop = end.end() if end else len(text)  # a key cut off by the client is still a key
         parts += [text[position : begin.start()], "[private key]"]
         counter.count += 1
@@ -176,9 +249,8 @@ def _replace_private_keys(text: str, counter: _Counter) -> str:
 
 def _replace_url(match: re.Match[str]) -> str:
     url = match.group()
-    if _URL_SECRET.search(url) or _URL_TOKEN_SEGMENT.search(url):
-        return "[link]"
-    return url
+    patterns = (_URL_SECRET, _URL_TOKEN_SEGMENT, _URL_LOGIN_PATH, _URL_WEBHOOK)
+    return "[link]" if any(pattern.search(url) for pattern in patterns) else url
 
 
 def _replace_password(match: re.Match[str]) -> str:
@@ -186,15 +258,24 @@ def _replace_password(match: re.Match[str]) -> str:
     if value.startswith("["):
         return match.group()
     bare = value.strip("\"'").rstrip(".!?)")
-    explicit = any(sign in gap for sign in ":=>→")
+    has_digit, has_letter = any(map(str.isdigit, bare)), any(map(str.isalpha, bare))
+    if not gap.strip(" \t-–—|/"):
+        # "password hunter2" names one; "password protected" and "password-reset" do not.
+        named = has_digit and has_letter and len(bare) >= 6
+        return f"{match['word']}{gap}[password]" if named else match.group()
+    explicit = any(sign in gap for sign in ":=>→#")
     # "the password is required" is a sentence; "the password is Sommer24" is not.
-    looks_chosen = any(map(str.isdigit, bare)) or any(
-        not char.isalnum() and char not in "-'’" for char in bare
-    )
+    looks_chosen = has_digit or any(not char.isalnum() and char not in "-'’" for char in bare)
     mixed_case = any(map(str.isupper, bare[1:])) and any(map(str.islower, bare))
     if explicit or looks_chosen or mixed_case or value[0] in "\"'":
         return f"{match['word']}{gap}[password]"
     return match.group()
+
+
+def _replace_login(match: re.Match[str]) -> str:
+    value = match["value"]
+    chosen = any(map(str.isdigit, value)) or any(not char.isalnum() for char in value.rstrip(".!?)"))
+    return f"{match[1]}[password]" if chosen and "[" not in value else match.group()
 
 
 def _replace_code(match: re.Match[str]) -> str:
@@ -204,8 +285,23 @@ def _replace_code(match: re.Match[str]) -> str:
 
 
 def _replace_card(match: re.Match[str]) -> str:
-    digits = [int(char) for char in match.group() if char.isdigit()]
-    return "[card number]" if 13 <= len(digits) <= 19 and passes_luhn(digits) else match.group()
+    digits = "".join(filter(str.isdigit, match.group()))
+    known = _is_card_length(digits) and passes_luhn([int(digit) for digit in digits])
+    return "[card number]" if known else match.group()
+
+
+def _is_card_length(digits: str) -> bool:
+    """Tell whether an issuer makes cards of this beginning and length (ISO/IEC 7812, issuers' own ranges)."""
+    length, two = len(digits), int(digits[:2])
+    if digits[0] == "4":
+        return length in (13, 16, 19)  # Visa
+    if digits[0] == "6":
+        return 16 <= length <= 19  # Discover, UnionPay, Maestro
+    if two in (34, 37):
+        return length == 15  # American Express
+    if two in (30, 36, 38, 39):
+        return 14 <= length <= 19  # Diners Club
+    return length == 16 and (two == 35 or 51 <= two <= 55 or 22 <= two <= 27)  # JCB, Mastercard
 
 
 def passes_luhn(digits: list[int]) -> bool:
@@ -220,15 +316,16 @@ def passes_luhn(digits: list[int]) -> bool:
 
 def _replace_iban(match: re.Match[str]) -> str:
     found = match.group()
-    # An IBAN has 15-34 characters; a word in capitals behind it may have been taken along.
-    ends = [at + 1 for at, char in enumerate(found) if char != " "]
-    for length in range(min(34, len(ends)), 14, -1):
-        end = ends[length - 1]
-        if end < len(found) and found[end] != " ":
-            continue
-        if passes_mod97(found[:end].replace(" ", "")):
-            return "[account number]" + found[end:]
-    return found
+    length = IBAN_LENGTHS.get(found[:2].upper())
+    # Words behind the number may have been taken along: the country says where it ends.
+    ends = [at + 1 for at, char in enumerate(found) if char.isalnum()]
+    if length is None or len(ends) < length:
+        return found
+    end = ends[length - 1]
+    if end < len(found) and found[end].isalnum():
+        return found
+    number = "".join(filter(str.isalnum, found[:end])).upper()
+    return "[account number]" + found[end:] if passes_mod97(number) else found
 
 
 def passes_mod97(iban: str) -> bool:
