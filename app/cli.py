@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from app import erasure, local, terminal
+from app.clean import clean_file
 from app.data import check_user, import_for
 from app.demo import run_demo
 from app.deploy import PoolType, register_deployments, registered_things
@@ -196,6 +197,24 @@ def check(user: UserArgument, config: Config = None, as_json: Json = False) -> N
     else:
         terminal.show_data_report(report)
     raise typer.Exit(0 if report.eligible else 3)
+
+
+@app.command()
+def clean(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE|-", help="An .eml file or one JSON line; - is standard input.")
+    ],
+    user: Annotated[
+        str | None,
+        typer.Option(help="Whose mail it must be; also cuts the endings that their imported mail repeats."),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is kept of one mail, and what is cut and why. Exit code 3 when the mail is dropped."""
+    cleaned = clean_file(file, user=user, config=config)
+    _print_json(cleaned.as_dict()) if as_json else terminal.show_cleaned(cleaned)
+    raise typer.Exit(0 if cleaned.kept else 3)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.columns import Columns
@@ -15,11 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from store.outbox import DeliveryState
+from training.mail.secrets import redact
 from training.schemas import DataReport, EventLevel, ImportReport, Job, JobEvent, JobStatus, Outcome
+
+if TYPE_CHECKING:
+    from app.clean import Cleaned
 
 console = Console()
 errors = Console(stderr=True)
 _STATUS_COLOUR = {JobStatus.COMPLETED: "green", JobStatus.FAILED: "red", JobStatus.CANCELLED: "yellow"}
+_CONTROLS = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""A mail may hold escape sequences; a terminal must not obey them."""
 _PHASES = {
     "load": "loading the base",
     "train": "training",
@@ -187,6 +194,32 @@ def show_data_report(report: DataReport) -> None:
             f"Training would take about {_duration(estimate.seconds)} "
             f"({estimate.tokens:,} tokens at {estimate.tokens_per_second:.0f} a second{cost})."
         )
+
+
+def show_cleaned(cleaned: Cleaned) -> None:
+    """Print one mail: own words plain, secrets replaced; what is cut dimmed, its reason in the margin."""
+    explanation = cleaned.explanation
+    pieces = [(start, end, "") for start, end in explanation.own]
+    pieces += [(span.text_start, span.text_end, span.reason) for span in explanation.cut]
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(justify="right", style="yellow", no_wrap=True)
+    table.add_column(overflow="fold")
+    position = 0
+    for start, end, reason in sorted(pieces):
+        # Blank lines between two pieces belong to neither.
+        for _ in range(explanation.text.count("\n", position, start) - 1 if position else 0):
+            table.add_row("", "")
+        piece = explanation.text[start:end].strip("\n")
+        for number, line in enumerate((piece if reason else redact(piece).text).split("\n")):
+            text = Text(line.translate(_CONTROLS), style="dim" if reason else "")
+            table.add_row(f"{reason} │" if reason and number == 0 else "│" if reason else "", text)
+        position = end
+    console.print(table)
+    colour = "green" if cleaned.kept else "red"
+    replaced = explanation.replaced_secrets
+    secrets = "1 secret is replaced." if replaced == 1 else f"{replaced} secrets are replaced."
+    sentence = f"{cleaned.sentence} {secrets}" if replaced else cleaned.sentence
+    console.print(Text(f"\n{sentence}"), style=colour, soft_wrap=True)
 
 
 def show_jobs(found: list[Job]) -> None:

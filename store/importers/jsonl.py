@@ -21,6 +21,7 @@ from store.importers.message import (
     MAX_HEADER_CHARS,
     MAX_MESSAGE_BYTES,
     Message,
+    Unparsable,
     canonical_address,
     content_id,
     parse_date,
@@ -79,6 +80,17 @@ class JsonLines:
                     and canonical_address(message.sender_address) not in self._own
                 )
                 yield Found(message, is_sent=not stranger, done=source.done)
+
+
+def parse_line(line: bytes) -> Message:
+    """Read one JSON line. Raises Unparsable with the same reasons that an import counts."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise Unparsable("not_json") from None
+    if reason := _broken(value):
+        raise Unparsable(reason)
+    return _message(value)
 
 
 def _parsed_lines(source: OpenedFile) -> Iterator[tuple[str, Any]]:
