@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from training import attention, base_models
+from training import attention, base_models, device
+from training.architectures import refuse_unproven
 from training.config import TrainConfig
 from training.errors import ConfigError
+from training.memory import MemoryPlan, choose_gpus, fit_memory, weights_per_gpu
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,24 +28,58 @@ class LoadedBase:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     device: torch.device
+    """Where the token ids go: the device of the input embedding."""
+    free_bytes: tuple[int, ...] = ()
+    """What each device had free before the weights were loaded; empty: not known, and nothing is refused."""
+
+    @property
+    def device_name(self) -> str:
+        """The device as it is shown and as measured rates are kept by."""
+        return device.device_name(self.device, len({p.device for p in self.model.parameters()}))
+
+    def plan(self, config: TrainConfig) -> MemoryPlan | None:
+        """Return how a training fits beside what was free at the start, or None when that is not known.
+
+        Raises NotEnoughMemory.
+        """
+        return plan_on(self.info, config, self.device, self.free_bytes) if self.free_bytes else None
+
+    def recomputes(self, config: TrainConfig) -> bool:
+        """Tell whether activations are computed again in the backward pass; `auto`: when memory asks for it.
+
+        Raises NotEnoughMemory.
+        """
+        plan = self.plan(config)
+        return config.gradient_checkpointing is True if plan is None else plan.gradient_checkpointing
+
+
+def plan_on(
+    info: base_models.BaseModel, config: TrainConfig, on: torch.device, free_bytes: Sequence[int]
+) -> MemoryPlan:
+    """Return the plan of one training on devices with `free_bytes`. Raises NotEnoughMemory."""
+    return fit_memory(info.dimensions, config, free_bytes, kind=on.type, base_model=info.id)
 
 
 def load_base(info: base_models.BaseModel, cache: Path, config: TrainConfig) -> LoadedBase:
     """Load the base's weights, frozen, on the best device there is.
 
-    Side effect: the first use of a GGUF base writes its weights into `cache`. Raises ConfigError when the
-    weights cannot be had.
+    Side effect: the first use of a GGUF base writes its weights into `cache`. Raises NotEnoughMemory before
+    anything is read when a training with `config` cannot fit, and ConfigError when the
+    weights cannot be had, or when the training would not be exact for them (training.architectures).
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on = device.best_device()
+    free = device.free_bytes(on)
+    plan = plan_on(info, config, on, free)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    chosen = device.attention_here(on, config.precision)
     options: dict[str, Any] = {
         "dtype": dtype,
-        "attn_implementation": "sdpa" if device.type == "cuda" else attention.register(),
+        "attn_implementation": attention.register() if chosen == "ownvoice" else chosen,
     }
     if config.quantise == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -51,10 +88,12 @@ def load_base(info: base_models.BaseModel, cache: Path, config: TrainConfig) -> 
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    if device.type == "cuda":
-        options["device_map"] = "auto"
+    if on.type == "cuda":
+        options |= _places(plan, free)
     try:
         weights = base_models.weights_path(info, cache)
+        model_config = AutoConfig.from_pretrained(weights, revision=info.revision)
+        refuse_unproven(model_config, config.max_seq_tokens)
         model = AutoModelForCausalLM.from_pretrained(weights, revision=info.revision, **options)
         tokenizer = base_models.load_tokenizer(info, cache)
     except OSError as exc:
@@ -64,7 +103,26 @@ def load_base(info: base_models.BaseModel, cache: Path, config: TrainConfig) -> 
         ) from exc
     model.config.use_cache = False
     model.requires_grad_(False)
-    return LoadedBase(info, model, tokenizer, device)
+    _refuse_offloading(model)
+    return LoadedBase(info, model, tokenizer, model.get_input_embeddings().weight.device, tuple(free))
+
+
+def _places(plan: MemoryPlan, free: Sequence[int]) -> dict[str, Any]:
+    """Return what `from_pretrained` needs to put the layers on the fewest GPUs that hold them."""
+    gpus = choose_gpus(plan, free)
+    if len(gpus) == 1:
+        return {"device_map": {"": gpus[0]}}
+    return {"device_map": "auto", "max_memory": weights_per_gpu(plan, free, gpus)}
+
+
+def _refuse_offloading(model: PreTrainedModel) -> None:
+    """Raise ConfigError when layers were left on CPU or disk beside GPUs: steps would take minutes."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    if places & {"cpu", "disk"} and places - {"cpu", "disk"}:
+        raise ConfigError(
+            "The GPUs could not take all layers of the base model: their free memory is split too unevenly. "
+            "Free the GPU that others use, or choose quantise: nf4."
+        )
 
 
 def restore_base(model: PeftModel, base: LoadedBase) -> None:
@@ -78,21 +136,3 @@ def restore_base(model: PeftModel, base: LoadedBase) -> None:
             delattr(base.model, attribute)
     base.model.requires_grad_(False)
     base.model.eval()
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory this process (CPU) or its GPUs (CUDA) ever held, in bytes."""
-    if device.type == "cuda":
-        return sum(torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count()))
-    import resource
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def device_name(device: torch.device) -> str:
-    """Return the GPU's product name, or `cpu (<n> threads)`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)"
