@@ -14,6 +14,18 @@ from store.database import Database
 from tests.e2e.stack import MERRIN, SAMPLE, TRAIN_S, YARD, CommandLine, Running, processes_of
 from training.settings import PROJECT_ROOT
 
+TIMEOUT_S = 900
+"""Of a test that starts the stack or waits for trainings: a few minutes on two idle cores."""
+LONG_TIMEOUT_S = 1800
+"""Of one that waits for faults to be noticed, or for an image to be built."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            long = any(item.get_closest_marker(name) for name in ("slow", "docker"))
+            item.add_marker(pytest.mark.timeout(LONG_TIMEOUT_S if long else TIMEOUT_S))
+
 
 class MainJob(NamedTuple):
     """What the commands of the main job printed, in order."""
