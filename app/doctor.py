@@ -9,13 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import psutil
-
 from app import local
 from app.session import Session
 from store.database import open_database, pending_migrations
 from training.base_models import find_base_model
-from training.errors import OwnvoiceError
+from training.config import load_train_config
+from training.errors import NotEnoughMemory, OwnvoiceError
+from training.machine_memory import free_machine_bytes
+from training.memory import fit_memory
 from training.settings import PROJECT_ROOT
 
 FREE_DISK_GB = 2.0
@@ -90,14 +91,20 @@ def _settings(session: Session) -> Finding:
 
 
 def _memory(session: Session) -> Finding:
-    base = find_base_model(session.settings.base_model)
-    free = psutil.virtual_memory().available / 1e9
-    enough = free >= base.train_memory_gb
+    """This machine's memory; a GPU's is compared by the training itself, on the machine that has it."""
+    config = load_train_config(session.settings.train_config)
+    base = find_base_model(config.base_model or session.settings.base_model)
+    free = free_machine_bytes()
+    try:
+        plan = fit_memory(base.dimensions, config, [free], kind="cpu", base_model=base.id)
+    except NotEnoughMemory as exc:
+        return Finding(
+            "memory", False, str(exc), "close other programs, or choose a smaller OWNVOICE_BASE_MODEL"
+        )
     return Finding(
         "memory",
-        enough,
-        f"{free:.1f} GB free, training {base.id} needs {base.train_memory_gb:g} GB",
-        "" if enough else "close other programs, or choose a smaller OWNVOICE_BASE_MODEL",
+        True,
+        f"{free / 1e9:.1f} GB free, training {base.id} with {config.name} needs {plan.total / 1e9:.1f} GB",
     )
 
 

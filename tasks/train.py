@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -51,6 +50,8 @@ PROGRESS_EVERY_S = 0.5
 ARTIFACT_EVERY_S = 3.0
 """How often the progress artifact is updated: each update is a call to the Prefect server."""
 CURVE_ROWS = 40
+_BASES: dict[tuple[str, str, str], LoadedBase] = {}
+"""The base in memory, at most one, by name, precision and quantisation."""
 
 
 @task(task_run_name="train-{job_id}", cache_policy=NO_CACHE)
@@ -97,7 +98,7 @@ def _train(folder: JobFolder, started: float) -> None:
     report = _Reporter(folder, started)
     report.phase("load")
     dataset, held_out = folder.read_text(DATASET), folder.read_text(HELD_OUT)
-    base = _loaded_base(spec.base_model, config.precision, config.quantise)
+    base = _loaded_base(spec.base_model, config)
     train_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(dataset)]
     held_out_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(held_out)]
     old = folder.read_text(OLD_HELD_OUT) if folder.exists(OLD_HELD_OUT) else ""
@@ -170,16 +171,20 @@ def _start_adapter(folder: JobFolder, spec: JobSpec) -> Iterator[Path | None]:
         yield workspace / ADAPTER
 
 
-@lru_cache(maxsize=1)
-def _loaded_base(base_model: str, precision: str, quantise: str) -> LoadedBase:
-    """Load the base once per flow run; the next job of the cohort finds it in memory."""
+def _loaded_base(base_model: str, config: TrainConfig) -> LoadedBase:
+    """Load the base once per flow run; the next job of the cohort finds it in memory.
+
+    Raises NotEnoughMemory before anything is read when the job's training cannot fit.
+    """
     from training.loaded_base import load_base
 
-    started = time.monotonic()
-    config = TrainConfig.model_validate({"precision": precision, "quantise": quantise})
-    base = load_base(find_base_model(base_model), settings().cache, config)
-    get_run_logger().info("loaded %s in %.1f s", base_model, time.monotonic() - started)
-    return base
+    key = (base_model, config.precision, config.quantise)
+    if key not in _BASES:
+        _BASES.clear()  # two bases at once would need the memory of both
+        started = time.monotonic()
+        _BASES[key] = load_base(find_base_model(base_model), settings().cache, config)
+        get_run_logger().info("loaded %s in %.1f s", base_model, time.monotonic() - started)
+    return _BASES[key]
 
 
 def _metrics(

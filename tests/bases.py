@@ -60,7 +60,16 @@ def tiny_base_model(**changes: Any) -> Any:
         "architecture": "llama",
         "permute_qk": True,
         "context_tokens": 512,
-        "train_memory_gb": 0.1,
+        "dimensions": {
+            "layers": TINY_LAYERS,
+            "hidden": TINY_HIDDEN,
+            "intermediate": 2 * TINY_HIDDEN,
+            "heads": TINY_HEADS,
+            "kv_heads": TINY_KV_HEADS,
+            "head_width": TINY_HIDDEN // TINY_HEADS,
+            "vocabulary": VOCABULARY,
+            "tied": True,
+        },
         "cpu_tokens_per_second": 1000,
         "gpu_tokens_per_second": 1000,
     }

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from training.config import CONFIGS
 from training.errors import ConfigError
+from training.memory import Dimensions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,7 +47,7 @@ class BaseModel(PydanticModel):
     permute_qk: bool
     """True when the GGUF converter permuted the rows of q and k (llama, mistral; references/ollama.md §6)."""
     context_tokens: int = Field(ge=256)
-    train_memory_gb: float
+    dimensions: Dimensions
     cpu_tokens_per_second: float = Field(gt=0)
     gpu_tokens_per_second: float = Field(gt=0)
     chat_template: str | None = None

@@ -101,7 +101,12 @@ class TrainConfig(_Config):
     precision: Literal["bf16", "fp32"] = "bf16"
     quantise: Literal["none", "nf4"] = "none"
     """`nf4`: 4-bit base weights by bitsandbytes (QLoRA, Dettmers et al. 2023); for bases that do not fit."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations again in the backward pass instead of keeping them (Chen et al. 2016): about a
+    third slower. `auto`: only where the training does not fit in memory without (training/memory.py)."""
+    optimiser: Literal["adamw", "paged_adamw_8bit"] = "adamw"
+    """`paged_adamw_8bit`: moments of 8 bits by bitsandbytes, moved to the CPU's memory when a GPU is full. It
+    trains another adapter, so it is never chosen for you."""
     seed: int = 17
     checkpoint_every_s: float = Field(default=20.0, gt=0)
     """Seconds of training that a crash may lose."""

@@ -4,6 +4,7 @@
     ├── NotEnoughMail           the mailbox holds too few usable mails of the user's own
     ├── NoConsent               the user has not agreed to have a voice trained
     ├── ConfigError             a setting, a YAML file or an argument is wrong
+    ├── NotEnoughMemory         the device cannot hold the training (`needed_bytes`, `free_bytes`)
     ├── UnreadableMailbox       the import source cannot be read at all
     ├── UnknownUser             no user with that id or address
     ├── UnknownJob              no job with that id
@@ -53,6 +54,17 @@ class NoConsent(OwnvoiceError):
 class ConfigError(OwnvoiceError):
     code = "CONFIG"
     exit_code = 2
+
+
+class NotEnoughMemory(OwnvoiceError):
+    """The device has `free_bytes` and the training needs `needed_bytes`."""
+
+    code = "NOT_ENOUGH_MEMORY"
+
+    def __init__(self, message: str, *, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 class UnreadableMailbox(OwnvoiceError):

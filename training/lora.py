@@ -19,10 +19,11 @@ import torch
 from training.checkpoint import RunState, fingerprint
 from training.config import TrainConfig
 from training.dataset import EncodedExample
+from training.device import peak_memory_bytes
 from training.errors import ConfigError, TrainingCancelled
 from training.flat_parameters import FlatParameters
 from training.forward import reply_hidden_states
-from training.loaded_base import LoadedBase, device_name, peak_memory_bytes, restore_base
+from training.loaded_base import LoadedBase, restore_base
 from training.lora_linear import speed_up
 from training.loss import reply_cross_entropy
 from training.plan import plan_epoch, rate_factor
@@ -82,7 +83,7 @@ def train_adapter(
     )
     try:
         speed_up(model)
-        if config.gradient_checkpointing:
+        if base.recomputes(config):
             base.model.activation_checkpointing_enable()
         model.train()
 
@@ -164,7 +165,7 @@ def train_adapter(
             loss_curve=tuple(enumerate(state.losses, start=1)),
             trainable_parameters=weights.master.numel(),
             peak_memory_bytes=peak_memory_bytes(base.device),
-            device=device_name(base.device),
+            device=base.device_name,
             resumed_from_step=first_step,
         )
     finally:
