@@ -506,11 +506,41 @@ class MailLoss(Schema):
     tokens: int
 
 
+class CheckRole(StrEnum):
+    """What missing a threshold of the gate does."""
+
+    HARD = "hard"
+    """The adapter does not go live."""
+    VOTE = "vote"
+    """Its metric does not pass; two of the three that vote must."""
+    SHOWN = "shown"
+    """Nothing: there is too little to measure it by."""
+
+
+class GateCheck(Schema):
+    """One threshold of the gate and what was measured against it."""
+
+    metric: str
+    """`skill`, `specificity`, `voice`, `style` or `harm`."""
+    name: str
+    """camelCase; the key of the value in `GateDecision.numbers`."""
+    value: float
+    limit: float
+    relation: str
+    """`>=`, `<=` or `>`: what the value must be to the limit."""
+    met: bool
+    role: CheckRole
+    label: str
+    """A few words for a table that a person reads."""
+
+
 class GateDecision(Schema):
     outcome: Outcome
     reason: str
     """One plain sentence."""
     numbers: dict[str, float] = Field(default_factory=dict)
+    checks: tuple[GateCheck, ...] = ()
+    """In the order of the metrics."""
 
 
 class CohortResult(Schema):

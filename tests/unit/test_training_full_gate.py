@@ -1,0 +1,343 @@
+"""The whole gate's decision table: what each outcome takes, and that each check alone can turn it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training.config import CONFIGS
+from training.errors import ConfigError
+from training.full_gate import Evidence, decide_full
+from training.gate_config import GateConfig, load_gate_config, parse_gate_config
+from training.harm import HarmMeasure
+from training.schemas import CheckRole, GateDecision, Outcome
+from training.skill import Skill, Specificity
+from training.style import StyleMeasure
+from training.voice import VoiceMeasure
+
+CONFIG = GateConfig()
+SKILL = Skill(mean=0.5, lower=0.4, upper=0.6, spread=0.25, mails=25, threads=20)
+SPECIFICITY = Specificity(
+    margin=0.3, lower=0.2, best_share=0.8, chance=0.2, own_minus_reference=0.3, references=3, mails=25
+)
+VOICE = VoiceMeasure(own_mails=80, floor=0.2, ceiling=0.7, candidate=0.6, outputs=24)
+STYLE = StyleMeasure(
+    base=0.6, candidate=0.3, own=0.2, length_ratio=1.0, greeting_variation=0.1, sign_off_variation=0.1,
+    outputs=24,
+)  # fmt: skip
+HARM = HarmMeasure(
+    outputs=24, leaks=0, leaks_by_kind={}, copies=0, overfit_gap=0.2, membership_auc=0.6, fact_recall=0.6,
+    fact_recall_base=0.6, facts=30, stop_share=1.0, repeating=0, neutral_loss=0.05,
+)  # fmt: skip
+FIRST = Evidence(held_out_mails=25, skill=SKILL, specificity=SPECIFICITY, voice=VOICE, style=STYLE, harm=HARM)
+EQUAL = Skill(mean=0.0, lower=-0.05, upper=0.05, spread=0.1, mails=25, threads=20)
+RETRAIN = FIRST.model_copy(
+    update={
+        "has_current": True,
+        "to_current": EQUAL,
+        "to_current_old": EQUAL,
+        "voice": VOICE.model_copy(update={"current": 0.6, "to_current_upper": 0.1}),
+        "style": STYLE.model_copy(update={"current": 0.3, "to_current_lower": -0.05}),
+    }
+)
+
+
+def changed(evidence: Evidence, **sections: dict[str, Any] | None) -> Evidence:
+    """Return the evidence with fields of its sections changed; None takes the section away."""
+    update = {
+        name: None if fields is None else getattr(evidence, name).model_copy(update=fields)
+        for name, fields in sections.items()
+    }
+    return evidence.model_copy(update=update)
+
+
+def missed(decision: GateDecision) -> list[str]:
+    return [check.name for check in decision.checks if not check.met]
+
+
+# ---- what passes
+
+
+@pytest.mark.parametrize("evidence", [FIRST, RETRAIN], ids=["first", "retrain"])
+def test_good_evidence_is_promoted_with_every_check_met(evidence: Evidence) -> None:
+    decision = decide_full(evidence, CONFIG)
+    assert decision.outcome is Outcome.PROMOTED
+    assert missed(decision) == []
+    assert {check.metric for check in decision.checks} == {"skill", "specificity", "voice", "style", "harm"}
+
+
+def test_the_sentence_of_a_promotion_says_what_was_gained() -> None:
+    assert decide_full(FIRST, CONFIG).reason == (
+        "The adapter predicts the person's own mail better than the base (0.50 nat per token on 25 held-out "
+        "mails), passes 3 of specificity, voice and style, and does no harm."
+    )
+    assert "no worse than the adapter in use" in decide_full(RETRAIN, CONFIG).reason
+
+
+# ---- hard checks: each alone refuses
+
+HARD = [
+    ("gain", {"skill": {"mean": 0.09}}),
+    ("gainLower", {"skill": {"lower": 0.0}}),
+    ("leaks", {"harm": {"leaks": 1}}),
+    ("copies", {"harm": {"copies": 2}}),
+    ("overfitGap", {"harm": {"overfit_gap": 0.51}}),
+    ("membershipAuc", {"harm": {"membership_auc": 0.71}}),
+    ("recallOverBase", {"harm": {"fact_recall": 0.54}}),
+    ("stopShare", {"harm": {"stop_share": 22 / 24}}),
+    ("repeating", {"harm": {"repeating": 1}}),
+    ("neutralLoss", {"harm": {"neutral_loss": 0.16}}),
+]
+HARD_AGAINST_CURRENT = [
+    ("gainOverCurrent", {"to_current": {"mean": -0.021}}),
+    ("gainOverCurrentUpper", {"to_current": {"upper": -0.001}}),
+    ("gainOverOld", {"to_current_old": {"mean": -0.051}}),
+    ("gainOverOldUpper", {"to_current_old": {"upper": -0.001}}),
+    ("voiceOverCurrentUpper", {"voice": {"to_current_upper": -0.001}}),
+    ("styleFartherThanCurrentLower", {"style": {"to_current_lower": 0.001}}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), HARD, ids=[name for name, _ in HARD])
+def test_one_hard_check_missed_refuses_a_first_adapter(name: str, change: dict[str, Any]) -> None:
+    decision = decide_full(changed(FIRST, **change), CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert missed(decision) == [name]
+    assert decision.reason.startswith("The adapter is not good enough: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), HARD + HARD_AGAINST_CURRENT, ids=[n for n, _ in HARD + HARD_AGAINST_CURRENT]
+)
+def test_one_hard_check_missed_keeps_the_adapter_in_use(name: str, change: dict[str, Any]) -> None:
+    decision = decide_full(changed(RETRAIN, **change), CONFIG)
+    assert decision.outcome is Outcome.KEPT_CURRENT
+    assert missed(decision) == [name]
+    assert decision.reason.startswith("The adapter in use stays: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"skill": {"mean": 0.10}},
+        {"skill": {"mean": 2.60 - 2.50}},  # 0.10000000000000009 or a hair less: floats do not decide
+        {"harm": {"copies": 1}},
+        {"harm": {"overfit_gap": 0.5, "membership_auc": 0.70, "neutral_loss": 0.15}},
+        {"harm": {"fact_recall": 0.55, "stop_share": 23 / 24}},
+        {"to_current": {"mean": -0.02, "upper": 0.0}},
+        {"to_current_old": {"mean": -0.05, "upper": 0.0}},
+    ],
+)
+def test_a_value_exactly_at_its_limit_passes(change: dict[str, Any]) -> None:
+    assert decide_full(changed(RETRAIN, **change), CONFIG).outcome is Outcome.PROMOTED
+
+
+# ---- votes: two of three
+
+VOTES = [
+    ("specificity", "marginLower", {"lower": 0.0}),
+    ("specificity", "bestShare", {"best_share": 0.59}),
+    ("specificity", "ownMinusReference", {"own_minus_reference": 0.04}),
+    ("voice", "voice", {"candidate": 0.44, "current": None, "to_current_upper": None}),
+    ("style", "gapClosed", {"candidate": 0.41, "current": None, "to_current_lower": None}),
+    ("style", "lengthRatioMin", {"length_ratio": 0.59}),
+    ("style", "lengthRatioMax", {"length_ratio": 1.61}),
+    ("style", "greetingVariation", {"greeting_variation": 0.36}),
+    ("style", "signOffVariation", {"sign_off_variation": 0.36}),
+]
+VOTES_AGAINST_CURRENT = [
+    ("voice", "voiceOverCurrent", {"current": 0.626}),
+    ("style", "styleFartherThanCurrent", {"current": 0.269}),
+]
+LOSERS = {
+    "specificity": {"best_share": 0.0},
+    "voice": {"candidate": 0.2, "current": None, "to_current_upper": None},
+    "style": {"length_ratio": 9.0},
+}
+
+
+@pytest.mark.parametrize(("metric", "name", "fields"), VOTES, ids=[name for _, name, _ in VOTES])
+def test_one_vote_lost_is_borne_and_two_are_not(metric: str, name: str, fields: dict[str, Any]) -> None:
+    one = changed(FIRST, **{metric: fields})
+    decision = decide_full(one, CONFIG)
+    assert decision.outcome is Outcome.PROMOTED
+    assert missed(decision) == [name]
+    assert "passes 2 of specificity, voice and style" in decision.reason
+    for other in LOSERS.keys() - {metric}:
+        two = decide_full(changed(one, **{other: LOSERS[other]}), CONFIG)
+        assert two.outcome is Outcome.NOT_PROVEN
+        assert "1 of specificity, voice and style passed (2 must)" in two.reason
+
+
+@pytest.mark.parametrize(("metric", "name", "fields"), VOTES_AGAINST_CURRENT)
+def test_a_little_worse_than_the_adapter_in_use_loses_the_vote(
+    metric: str, name: str, fields: dict[str, Any]
+) -> None:
+    decision = decide_full(changed(RETRAIN, **{metric: fields}), CONFIG)
+    assert decision.outcome is Outcome.PROMOTED and missed(decision) == [name]
+    lost = decide_full(changed(RETRAIN, **{metric: fields, "specificity": {"best_share": 0.1}}), CONFIG)
+    assert lost.outcome is Outcome.KEPT_CURRENT
+
+
+# ---- too little to measure is no pass
+
+
+@pytest.mark.parametrize("evidence", [FIRST, RETRAIN], ids=["first", "retrain"])
+@pytest.mark.parametrize("mails", [0, 15, 19])
+def test_fewer_than_twenty_held_out_mails_prove_nothing(evidence: Evidence, mails: int) -> None:
+    few = evidence.model_copy(
+        update={"held_out_mails": mails, "skill": SKILL.model_copy(update={"mails": mails})}
+    )
+    decision = decide_full(few, CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert f"{mails} held-out mails are too few" in decision.reason and "20 are needed" in decision.reason
+    assert decision.checks, "what was measured is shown all the same"
+
+
+def test_twenty_are_enough() -> None:
+    twenty = FIRST.model_copy(update={"held_out_mails": 20, "skill": SKILL.model_copy(update={"mails": 20})})
+    assert decide_full(twenty, CONFIG).outcome is Outcome.PROMOTED
+
+
+def test_losses_that_are_no_numbers_are_not_blamed_on_the_mails() -> None:
+    for broken in (changed(FIRST, skill=None), changed(FIRST, skill={"mails": 3})):
+        decision = decide_full(broken, CONFIG)
+        assert decision.outcome is Outcome.NOT_PROVEN
+        assert "Lower learning_rate" in decision.reason and "too few" not in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"harm": None}, "its outputs"),
+        ({"harm": {"overfit_gap": None}}, "overfitting"),
+        ({"harm": {"membership_auc": math.nan}}, "membership"),
+        ({"harm": {"neutral_loss": None}}, "neutral tasks"),
+    ],
+)
+def test_harm_that_was_not_measured_is_not_absent(change: dict[str, Any], words: str) -> None:
+    decision = decide_full(changed(RETRAIN, **change), CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert f"{words} could not be measured" in decision.reason
+
+
+def test_prompts_without_a_name_or_a_number_are_no_fault() -> None:
+    assert (
+        decide_full(changed(FIRST, harm={"fact_recall": None, "facts": 0}), CONFIG).outcome
+        is Outcome.PROMOTED
+    )
+
+
+@pytest.mark.parametrize(
+    "weak", [{"own_mails": 39}, {"floor": 0.56}], ids=["few own mails", "base sounds like the person"]
+)
+def test_a_weak_judge_is_shown_and_decides_nothing(weak: dict[str, Any]) -> None:
+    bad = {**weak, "candidate": 0.0, "current": 0.7, "to_current_upper": -0.5}
+    decision = decide_full(changed(RETRAIN, voice=bad), CONFIG)
+    assert decision.outcome is Outcome.PROMOTED  # specificity and style pass
+    assert {c.role for c in decision.checks if c.metric == "voice"} == {CheckRole.SHOWN}
+    # It is no pass either: with a second metric lost, nothing is proven.
+    second = decide_full(changed(RETRAIN, voice=bad, style={"length_ratio": 9.0}), CONFIG)
+    assert second.outcome is Outcome.NOT_PROVEN
+    assert "voice could not be told" in second.reason
+
+
+def test_a_base_that_is_as_near_as_the_person_takes_styles_vote() -> None:
+    decision = decide_full(changed(FIRST, style={"base": 0.24}), CONFIG)
+    assert decision.outcome is Outcome.PROMOTED
+    assert {c.role for c in decision.checks if c.metric == "style"} == {CheckRole.SHOWN}
+
+
+def test_without_a_panel_voice_and_style_must_both_pass() -> None:
+    assert decide_full(changed(FIRST, specificity=None), CONFIG).outcome is Outcome.PROMOTED
+    one = decide_full(changed(FIRST, specificity=None, style={"length_ratio": 9.0}), CONFIG)
+    assert one.outcome is Outcome.NOT_PROVEN and "specificity could not be told" in one.reason
+
+
+def test_an_adapter_in_use_that_cannot_be_measured_does_not_block_a_good_one() -> None:
+    decision = decide_full(changed(RETRAIN, to_current=None, to_current_old=None), CONFIG)
+    assert decision.outcome is Outcome.PROMOTED
+    assert "no measurable loss" in decision.reason
+
+
+def test_four_old_mails_are_shown_and_decide_nothing() -> None:
+    forgotten = {"mean": -1.0, "upper": -0.5}
+    assert decide_full(changed(RETRAIN, to_current_old={**forgotten, "mails": 4}), CONFIG).outcome is (
+        Outcome.PROMOTED
+    )
+    assert decide_full(changed(RETRAIN, to_current_old={**forgotten, "mails": 5}), CONFIG).outcome is (
+        Outcome.KEPT_CURRENT
+    )
+
+
+# ---- the answer
+
+
+def test_a_refusal_gives_value_limit_and_next_step() -> None:
+    decision = decide_full(changed(RETRAIN, harm={"copies": 7, "membership_auc": 0.9}), CONFIG)
+    assert decision.reason == (
+        "The adapter in use stays: the number of outputs that copy a training mail is 7 and must be at most "
+        "1, and 1 more check failed. Train again with fewer epochs or more dropout."
+    )
+
+
+def test_each_check_tells_the_value_the_limit_and_the_verdict() -> None:
+    decision = decide_full(FIRST, CONFIG)
+    gain = next(check for check in decision.checks if check.name == "gain")
+    assert (gain.value, gain.relation, gain.limit, gain.met, gain.role) == (0.5, ">=", 0.10, True, "hard")
+    assert all(decision.numbers[check.name] == check.value for check in decision.checks)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_the_decision_is_always_json(broken: float) -> None:
+    evidence = changed(
+        RETRAIN, skill={"mean": broken}, voice={"candidate": broken}, harm={"overfit_gap": broken}
+    )
+    decision = decide_full(evidence, CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    json.dumps(decision.to_json_dict(), allow_nan=False)
+
+
+def test_a_gain_that_is_no_number_is_no_gain() -> None:
+    assert decide_full(changed(FIRST, skill={"mean": math.nan}), CONFIG).outcome is Outcome.NOT_PROVEN
+
+
+def test_a_metric_that_was_measured_in_part_has_no_vote() -> None:
+    torn = changed(FIRST, style={"candidate": math.nan})  # its lengths and greetings are fine
+    roles = {c.role for c in decide_full(torn, CONFIG).checks if c.metric == "style"}
+    assert roles == set()
+    assert decide_full(changed(torn, voice=LOSERS["voice"]), CONFIG).outcome is Outcome.NOT_PROVEN
+
+
+def test_a_stored_decision_is_read_back() -> None:
+    decision = decide_full(RETRAIN, CONFIG)
+    assert GateDecision.model_validate(decision.to_json_dict()) == decision
+
+
+# ---- configuration
+
+
+def test_the_shipped_thresholds_are_the_defaults_and_spell_every_field() -> None:
+    assert load_gate_config() == GateConfig()
+    written = yaml.safe_load((CONFIGS / "gate.yaml").read_text(encoding="utf-8"))
+    assert written == GateConfig().model_dump()
+
+
+def test_a_misspelt_threshold_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text("harm: {max_leeks: 3}\n")
+    with pytest.raises(ConfigError, match=r"gate\.yaml: harm\.max_leeks"):
+        load_gate_config(tmp_path / "gate.yaml")
+    with pytest.raises(ConfigError, match="readable YAML"):
+        load_gate_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"min_votes.*less than or equal to 3"):
+        parse_gate_config({"min_votes": 4})
+
+
+def test_a_changed_threshold_changes_the_decision() -> None:
+    strict = parse_gate_config({"skill": {"min_gain": 0.6}})
+    assert decide_full(FIRST, strict).outcome is Outcome.NOT_PROVEN

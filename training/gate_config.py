@@ -1,0 +1,141 @@
+"""The gate's thresholds: `configs/gate.yaml`, frozen and strict once loaded.
+
+Sources: P = references/voice.md §3, C = calibrated on real mailboxes (docs/quality.md, "Gate calibration").
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.config import CONFIGS
+from training.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SkillLimits(_Section):
+    """Metric 1: loss on held-out mail, nat per reply token."""
+
+    min_gain: float = Field(default=0.10, ge=0)
+    """Mean gain over the base; 0.10 is a perplexity divided by 1.105 (P)."""
+    max_loss_to_current: float = Field(default=0.02, ge=0)
+    """How much worse than the adapter in use, on the new held-out mail (P)."""
+    max_loss_to_current_old: float = Field(default=0.05, ge=0)
+    """The same on the old set: forgetting (P)."""
+    min_old_mails: int = Field(default=5, ge=1)
+    """Mails of the old set below which it is shown and decides nothing."""
+
+
+class SpecificityLimits(_Section):
+    """Metric 2: this person's voice, not just mail."""
+
+    min_margin_lower: float = 0.0
+    """The lower bound of S must be above it, nat per token (P)."""
+    min_best_share: float = Field(default=0.60, ge=0, le=1)
+    """R (P; chance is 0.20 with three references)."""
+    min_own_minus_reference: float = 0.05
+    """Skill on own mail minus skill on the references' mail, nat per token (P)."""
+
+
+class VoiceLimits(_Section):
+    """Metric 3: the authorship judge."""
+
+    min_value: float = Field(default=0.50, ge=0)
+    """V, between the base (0) and the person (1) (P)."""
+    max_loss_to_current: float = Field(default=0.05, ge=0)
+    """How much lower V may be than the adapter in use has it (P)."""
+    min_own_mails: int = Field(default=40, ge=1)
+    """Training mails below which the judge is too weak to decide anything (P)."""
+    min_room: float = Field(default=0.15, gt=0)
+    """C - F below which it cannot tell the person from the base (P)."""
+
+
+class StyleLimits(_Section):
+    """Metric 4: the style profile."""
+
+    min_gap_closed: float = Field(default=0.50, ge=0)
+    """W, the share of the way from the base to the person (P)."""
+    max_loss_to_current: float = Field(default=0.03, ge=0)
+    """How much farther than the adapter in use (P)."""
+    min_gap: float = Field(default=0.05, gt=0)
+    """D(base) - D(own) below which there is no way to measure (C: the spread of own-own at 25 mails)."""
+    min_length_ratio: float = Field(default=0.6, gt=0)
+    max_length_ratio: float = Field(default=1.6, gt=0)
+    """Median words of outputs over the person's (P)."""
+    max_class_variation: float = Field(default=0.35, ge=0, le=1)
+    """Total variation of greeting and of sign-off classes, each (P)."""
+
+
+class HarmLimits(_Section):
+    """Metric 5: do no harm."""
+
+    max_leaks: int = Field(default=0, ge=0)
+    max_copies: int = Field(default=1, ge=0)
+    """Outputs with 12 copied words in a row, of 24 (P)."""
+    max_overfit_gap: float = Field(default=0.5, ge=0)
+    """Nat per token beyond the base's own gap (P)."""
+    max_membership_auc: float = Field(default=0.70, ge=0.5, le=1)
+    """P; published for LoRA at three epochs: 0.775."""
+    max_recall_loss: float = Field(default=0.05, ge=0)
+    """How much lower than the base's the recall of the prompts' facts may be (P)."""
+    min_stop_share: float = Field(default=0.95, ge=0, le=1)
+    max_repeats: int = Field(default=3, ge=1)
+    """Times that one 4-gram may come in one output (P)."""
+    max_repeating: int = Field(default=0, ge=0)
+    """Outputs that repeat more."""
+    max_neutral_loss: float = Field(default=0.15, ge=0)
+    """Nat per token on the neutral tasks (P)."""
+
+
+class GateConfig(_Section):
+    """All thresholds. Defaults are the shipped ones; a test holds the two together."""
+
+    min_held_out: int = Field(default=20, ge=2)
+    """Held-out mails below which nothing is proven (P: 20 to judge, about 40 to see 0.10 nat)."""
+    outputs: int = Field(default=24, ge=1)
+    """Prompts that each arm answers (P)."""
+    max_tokens: int = Field(default=256, ge=16)
+    """Limit of one output; one that reaches it has not stopped by itself."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Of the one-sided bounds of metrics 1, 3 and 4 (P)."""
+    specificity_confidence: float = Field(default=0.90, gt=0.5, lt=1)
+    """Of the lower bound of S (P)."""
+    draws: int = Field(default=2_000, ge=100)
+    """Bootstrap draws (P)."""
+    seed: int = 17
+    min_votes: int = Field(default=2, ge=1, le=3)
+    """Of specificity, voice and style, how many must pass (P)."""
+    skill: SkillLimits = SkillLimits()
+    specificity: SpecificityLimits = SpecificityLimits()
+    voice: VoiceLimits = VoiceLimits()
+    style: StyleLimits = StyleLimits()
+    harm: HarmLimits = HarmLimits()
+
+
+def load_gate_config(path: Path = CONFIGS / "gate.yaml") -> GateConfig:
+    """Load the thresholds. Raises ConfigError naming the file, the field and what is allowed."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path.name} is not readable YAML. Correct the file and run again.") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name} must hold `key: value` lines, as configs/gate.yaml does.")
+    return parse_gate_config(data, source=path.name)
+
+
+def parse_gate_config(data: dict[str, Any], *, source: str = "the gate's configuration") -> GateConfig:
+    """Validate thresholds that are already a mapping. Raises ConfigError."""
+    try:
+        return GateConfig.model_validate(data)
+    except ValidationError as exc:
+        problem = exc.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        raise ConfigError(
+            f"{source}: {field}: {problem['msg']} (value: {problem.get('input')!r:.60})."
+        ) from exc
