@@ -183,6 +183,11 @@ def show_data_report(report: DataReport) -> None:
         )
     if report.replaced_secrets:
         show_notice(f"{report.replaced_secrets} secrets (keys, card numbers, passwords …) were replaced.")
+    if report.masked_third_persons:
+        show_notice(
+            f"{report.masked_third_persons} names, addresses and numbers of other people are left out of the "
+            "training loss."
+        )
     if len(report.languages) > 1:
         counted = ", ".join(f"{code} {count}" for code, count in report.languages.items())
         show_notice(f"Languages: {counted}.")

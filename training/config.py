@@ -41,6 +41,9 @@ class DataConfig(_Config):
     """ISO 639-1 code to keep, or None for the mailbox's own main languages."""
     max_context_words: int = Field(default=120, ge=0)
     """Words of the answered message that are shown to the model."""
+    mask_third_persons: bool = True
+    """Leave names, addresses and telephone numbers of other people out of the training loss
+    (training/mail/third_persons.py). Held-out loss counts every token either way, so that both compare."""
     held_out_fraction: float = Field(default=0.15, gt=0, lt=0.5)
     """Newest share of the examples that is never trained on (references/voice.md §3)."""
     min_held_out: int = Field(default=20, ge=1)

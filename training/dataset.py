@@ -130,6 +130,8 @@ class EncodedExample:
     thread_id: str
     input_ids: tuple[int, ...]
     prompt_length: int
+    masked: tuple[int, ...] = ()
+    """Indices into `input_ids` of reply tokens that are read but never trained on; held-out loss has them."""
 
     @property
     def reply_length(self) -> int:
@@ -160,7 +162,8 @@ def prepare(
         max_words=config.max_words,
         on_progress=on_progress,
     )
-    examples = [make_example(mail, config) for mail in in_time_order(cleaned.mails)]
+    names = _names_to_mask(mails, cleaned, config)
+    examples = [make_example(mail, config, names) for mail in in_time_order(cleaned.mails)]
     retrain = retrain or Retrain()
     train, held_out, old = split_retrain(examples, config, retrain)
     counted = _count(mails, sent or len(mails), drafted, cleaned, config, retrain)
@@ -174,8 +177,13 @@ def require_enough(report: DataReport, config: DataConfig, *, only_new: bool = F
         raise NotEnoughMail(report.reason, found=report.usable, needed=needed)
 
 
-def make_example(mail: CleanMail, config: DataConfig) -> Example:
-    """Turn one cleaned mail into an example: the instruction says what the app would have asked."""
+def make_example(mail: CleanMail, config: DataConfig, names: frozenset[str] = frozenset()) -> Example:
+    """Turn one cleaned mail into an example: the instruction says what the app would have asked.
+
+    `names` are the third persons of the mailbox (`training.mail.third_persons.learn_names`).
+    """
+    from training.mail.third_persons import find_third_persons
+
     # A forward quotes a message too, but its author answers nobody.
     context = _first_words(mail.answered_text, config.max_context_words) if mail.is_reply else ""
     about = f" about: {mail.subject}" if mail.subject else ""
@@ -187,14 +195,24 @@ def make_example(mail: CleanMail, config: DataConfig) -> Example:
         instruction = f"Write a reply{about or '.'}"
     else:
         instruction = f"Write an email{about or '.'}"
+    output = without_markup(mail.own_words)
     return Example(
         id=mail.id,
         thread_id=mail.thread_id,
         sent_at=mail.sent_at,
         instruction=instruction,
         input=context,
-        output=without_markup(mail.own_words),
+        output=output,
+        masked=find_third_persons(output, names) if config.mask_third_persons else (),
     )
+
+
+def _names_to_mask(mails: Sequence[Mail], cleaned: CleanedMailbox, config: DataConfig) -> frozenset[str]:
+    from training.mail.third_persons import learn_names
+
+    if not config.mask_third_persons:
+        return frozenset()
+    return learn_names(mails, [mail.own_words for mail in cleaned.mails])
 
 
 def without_markup(text: str) -> str:
@@ -224,7 +242,9 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerFast, max_seq_tokens:
     whole = template.render([*messages, answer], add_generation_prompt=False)
     if not whole.startswith(prompt):
         raise ConfigError("The chat template does not continue its own prompt; it cannot be trained with.")
-    reply_ids = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
+    reply = whole[len(prompt) :].rstrip("\n")
+    tokens = tokenizer(reply, add_special_tokens=False, return_offsets_mapping=bool(example.masked))
+    reply_ids = tokens["input_ids"]
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     room = max_seq_tokens - min(len(reply_ids), max_seq_tokens // 2)
     if len(prompt_ids) > room:
@@ -232,7 +252,33 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerFast, max_seq_tokens:
         head, tail = prompt_ids[: room // 2], prompt_ids[-(room - room // 2) :]
         prompt_ids = [*head, *tail]
     ids = [*prompt_ids, *reply_ids][:max_seq_tokens]
-    return EncodedExample(example.id, example.thread_id, tuple(ids), len(prompt_ids))
+    masked = _masked_tokens(example, reply, tokens["offset_mapping"]) if example.masked else []
+    return EncodedExample(
+        example.id,
+        example.thread_id,
+        tuple(ids),
+        len(prompt_ids),
+        tuple(len(prompt_ids) + n for n in masked if len(prompt_ids) + n < len(ids)),
+    )
+
+
+def _masked_tokens(example: Example, reply: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the numbers of the reply's tokens that hold any character of `example.masked`."""
+    bare = example.output.strip()  # templates trim what they are given
+    shift = reply.find(bare) - (len(example.output) - len(example.output.lstrip()))
+    if bare not in reply:
+        raise ConfigError(
+            "The chat template changes the reply, so third persons cannot be found in it. Train with another "
+            "base model, or set data.mask_third_persons to false."
+        )
+    found, at = [], 0
+    spans = [(start + shift, end + shift) for start, end in example.masked]
+    for number, (start, end) in enumerate(offsets):
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        if at < len(spans) and end > spans[at][0] and end > start:
+            found.append(number)
+    return found
 
 
 def in_time_order(mails: Iterable[CleanMail]) -> list[CleanMail]:
@@ -298,7 +344,7 @@ def split_retrain(
 
 
 def to_jsonl(examples: Iterable[Example]) -> str:
-    """Return Alpaca JSONL, one example a line: `instruction`, `input`, `output`; id, threadId, sentAt."""
+    """Return Alpaca JSONL, one example a line: `instruction`, `input`, `output`; id, threadId, sentAt, masked."""
     return "".join(json.dumps(e.to_json_dict(), ensure_ascii=False) + "\n" for e in examples)
 
 
@@ -366,6 +412,7 @@ def _report(
         dropped=counted.dropped,
         languages=cleaned.languages,
         replaced_secrets=cleaned.replaced_secrets,
+        masked_third_persons=sum(len(e.masked) for e in train),
         train=len(train),
         held_out=len(held_out),
         own_words=sum(len(e.output.split()) for e in (*train, *held_out)),

@@ -109,6 +109,8 @@ class Example(Schema):
     input: str = ""
     """The message being answered (context, never a target), or empty."""
     output: str
+    masked: tuple[tuple[int, int], ...] = ()
+    """(start, end) of the characters of `output` that name third persons: read, but no training target."""
 
 
 class Estimate(Schema):
@@ -129,6 +131,8 @@ class DataReport(Schema):
     dropped: dict[DropReason, int] = Field(default_factory=dict)
     languages: dict[str, int] = Field(default_factory=dict)
     replaced_secrets: int = 0
+    masked_third_persons: int = 0
+    """Names, addresses and numbers of other people that are left out of the loss."""
     train: int = 0
     held_out: int = 0
     own_words: int = 0

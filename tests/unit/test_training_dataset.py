@@ -294,7 +294,7 @@ def test_the_file_speaks_alpaca() -> None:
     import json
 
     line = to_jsonl(examples(["t"]))
-    assert list(json.loads(line)) == ["id", "threadId", "sentAt", "instruction", "input", "output"]
+    assert list(json.loads(line)) == ["id", "threadId", "sentAt", "instruction", "input", "output", "masked"]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"instruction": "marsupilami"}', "null"])
