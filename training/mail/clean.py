@@ -4,8 +4,10 @@
     decode       HTML to text, line ends, quoted-printable and charset leftovers
     quotes       own lines and the message they answer
     signatures   signatures, phone footers, disclaimers, attachment markers, noise
+    pasted       articles, releases, transcripts and mails that stand below own words without a mark
     tails        last lines that the mailbox repeats in 30 % of its mails or more
     machine      a mailbox that a program wrote
+    signed       mails that end in a name which is not the author's
     length       too short, too long
     language     mails outside the mailbox's main languages
     duplicates   near-duplicates of an earlier mail
@@ -24,13 +26,12 @@ from datetime import datetime
 from itertools import accumulate
 
 from training.mail import languages as language_names
-from training.mail import paragraphs, quotes, secrets, signatures, subjects
+from training.mail import paragraphs, pasted, quotes, secrets, signatures, subjects
 from training.mail.decode import decode_body
 from training.mail.duplicates import find_near_duplicates
 from training.mail.filters import (
     drop_by_headers,
     find_machine_templates,
-    holds_published_text,
     looks_machine_written,
     template_of,
 )
@@ -46,8 +47,6 @@ MAX_WORDS = 2_000
 # "words" is data.
 _MAX_CHARS_PER_WORD = 12
 MAIN_LANGUAGE_SHARE = 0.2
-# An own line above a pasted article is not marked off from it; shorter texts only mention the press.
-_PASTED_WORDS = 60
 # A mail whose secrets are half of it is a credential with a greeting.
 _MOSTLY_SECRET_SHARE = 0.5
 
@@ -144,6 +143,10 @@ def clean_mailbox(
             drop_of[mail.id] = DropReason.MACHINE
         else:
             kept.append((mail, text))
+    foreign = pasted.find_signed_by_others([(text.own_words, mail.sender) for mail, text in kept])
+    for at in foreign:
+        drop_of[kept[at][0].id] = DropReason.UNCLEAR_QUOTE
+    kept = [pair for at, pair in enumerate(kept) if at not in foreign]
 
     codes = [language_names.detect_language(text.own_words) for _, text in kept]
     wanted = (
@@ -230,14 +233,26 @@ def _separate(mail: Mail) -> _Separated:
         html_split = quotes.split_quotes(html_text, subject=mail.subject)
         if html_text.strip() and not _is_unclear(html_split, html_text):
             text, split, unclear = html_text, html_split, False
+    stamps = signatures.find_page_stamps(text, split.lines, split.own)
+    if stamps:
+        split.own = [index for index in split.own if index not in stamps]
+        split.cuts += [("archive stamp", index, index + 1) for index in stamps]
     _cut_after(split, *signatures.count_kept(split.lines, split.own))
+    if drop is None and not unclear:
+        kept = pasted.find_pasted(split.lines, split.own, subject=mail.subject, sender=mail.sender)
+        if kept is not None:
+            _cut_after(split, kept, "pasted")
+            split.kind = split.kind or QuoteKind.FORWARD
     return _Separated(mail, text, split, drop, unclear)
 
 
 def _is_unclear(split: QuoteSplit, text: str) -> bool:
     if split.hopeless:
         return True
-    return split.ambiguous and quotes.second_opinion_differs(text, quotes.join_own(split.lines, split.own))
+    if not (split.ambiguous or split.inline):
+        return False
+    own_words = quotes.join_own(split.lines, split.own)
+    return not quotes.is_confirmed(text, own_words, trust_marks=not split.ambiguous)
 
 
 def _cut_after(split: QuoteSplit, kept: int, reason: str) -> None:
@@ -315,8 +330,6 @@ def _drop_by_content(
         return DropReason.TOO_SHORT
     if looks_machine_written(own):
         return DropReason.MACHINE
-    if words > _PASTED_WORDS and holds_published_text(own):
-        return DropReason.UNCLEAR_QUOTE
     return None
 
 

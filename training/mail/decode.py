@@ -11,8 +11,13 @@ from training.mail.html import looks_like_html, render_html
 
 # No mail a person wrote comes near it (the longest own text that is trained on has 2,000 words, about
 # 12,000 characters; the longest body of 11 real mailboxes 35,000); reading no further bounds the time any
-# mail can take. Own words below a marked quote that is longer still are lost.
+# mail can take. Marked quotes are shortened first, so that own words below a longer one are read.
 MAX_SCANNED_CHARS = 100_000
+# What is searched for quotes to shorten; twice the largest body that mail servers commonly accept as text.
+_MAX_READ_CHARS = 4_000_000
+# Of a marked quote in a body that is too long, this many lines stay at either end: the attribution stands
+# above, the context for training is cut to 12,000 characters anyway.
+_QUOTE_EDGE_LINES = 200
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u2060\ufeff\ufffd]")
 _ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
@@ -27,7 +32,7 @@ _MOJIBAKE = re.compile(
 # Some archives put the rule that starts an attachment on the last line of the body.
 _GLUED_ATTACHMENT = re.compile(
     r"(?<=[^\s=;~_])[ \t]{0,4}(?=[=;~_][=;:.~_* -]{5,80}\s?ATTACH)|"
-    r"(?<=[^\s=]) ?(?=={10,80}\s*(?:ATTACH|\Z))"
+    r"(?<=[^\s=]) ?(?=={10,80}\s*(?:ATTACH|A?T?T?A?C?\Z))"
 )
 
 
@@ -35,13 +40,37 @@ def decode_body(body_text: str, body_html: str = "") -> str:
     """Return the plain text of a body, at most `MAX_SCANNED_CHARS` characters, lines ended by "\\n".
 
     The plain part wins; HTML is rendered only when there is no plain part, or when the plain part is HTML.
+    Of a longer body the middle of marked quotes is left out first.
     """
-    text = body_text[:MAX_SCANNED_CHARS]
+    text = body_text
+    if len(text) > MAX_SCANNED_CHARS:
+        text = _shorten_quotes(text[:_MAX_READ_CHARS])[:MAX_SCANNED_CHARS]
     if looks_like_html(text):
         text = render_html(body_text)[:MAX_SCANNED_CHARS]
     elif body_html and not text.strip():
         text = render_html(body_html)[:MAX_SCANNED_CHARS]
     return normalise_text(text)
+
+
+def _shorten_quotes(text: str) -> str:
+    """Leave out the middle of every run of ">" lines that is longer than its two edges."""
+    kept: list[str] = []
+    run: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if line[0] == ">" or (line[0] in " \t" and line.lstrip()[:1] == ">"):
+            run.append(line)
+            continue
+        if run:
+            kept += _edges(run)
+            run = []
+        kept.append(line)
+    return "".join(kept + _edges(run))
+
+
+def _edges(run: list[str]) -> list[str]:
+    if len(run) <= 2 * _QUOTE_EDGE_LINES:
+        return run
+    return run[:_QUOTE_EDGE_LINES] + run[-_QUOTE_EDGE_LINES:]
 
 
 def normalise_text(text: str) -> str:

@@ -164,19 +164,6 @@ def looks_machine_written(text: str) -> bool:
     return False
 
 
-_PUBLISHED = re.compile(
-    r"\b(?:Staff Writers?|Staff Reporters?|Associated Press Writer|PRNewswire|BUSINESS ?WIRE|"
-    r"FOR IMMEDIATE RELEASE"
-    r"|Copyright (?:\(c\)|©|\d{4})|All rights reserved|Reprint rights)\b|©\s?(?:19|20)\d\d"
-    r"|\((?:AP|UPI|AFP|dpa|Reuters|Bloomberg|Dow Jones)\)"
-)
-
-
-def holds_published_text(text: str) -> bool:
-    """Tell whether a text carries the byline, dateline or notice of an article or a press release."""
-    return _PUBLISHED.search(text) is not None
-
-
 # ---- whole mailboxes -------------------------------------------------------------------------------
 
 # A person repeats phrases; a job repeats the opening of its report. Shares measured on 11 mailboxes: the

@@ -12,7 +12,7 @@
 Libraries, measured on fossum-d (1,025 mails of 1.8 KB): quotequail 0.5.4 takes 0.4 ms a mail, knows no Lotus
 block, and needs 8 s for 120,000 lines of " wrote:"; mail-parser-reply 1.36 takes 1.0 ms with seven languages
 (0.3 ms with English only) and keeps no inline answers. Both are too slow to see every mail. quotequail is
-asked about the few mails whose layout is ambiguous, on a bounded text (`second_opinion_differs`).
+asked about the few mails whose layout is ambiguous, on a bounded text (`is_confirmed`).
 mail-parser-reply has no say: on exactly those layouts (inline, bottom-posted) it is the weaker one.
 """
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from enum import StrEnum
 
 import quotequail
@@ -53,7 +54,9 @@ class QuoteSplit:
     answered_text: str = ""
     """The most recent quoted message without headers and without what it quotes itself."""
     ambiguous: bool = False
-    """The layout allows more than one reading: ask `second_opinion_differs`."""
+    """The layout allows more than one reading: ask `is_confirmed`."""
+    inline: bool = False
+    """Own lines stand below a marked quote: ask `is_confirmed`."""
     hopeless: bool = False
     """There is no telling where the quote ends."""
 
@@ -101,6 +104,19 @@ _REPLY_WORDS = (
 )
 _SEPARATOR = re.compile(
     r"[-_=~*–—.#', ]{2,80}\s?(?:(?P<forward>" + _FORWARD_WORDS + r")|(?:" + _REPLY_WORDS + r"))\b", re.I
+)
+# Scanned and mistyped markers ("-----Orginal Message-----"): two words between dashes that are nearly these.
+_NEARLY_MARKER = re.compile(r"[-_=~*–—.]{2,80}\s?([\w'~]{3,12}\s?[\w'~]{2,10})\s?(?:[-_=~*–—.]{2}|[A-Z]|$)")
+_MARKERS = {
+    "original message": QuoteKind.REPLY,
+    "original appointment": QuoteKind.REPLY,
+    "forwarded message": QuoteKind.FORWARD,
+    "forwarded by": QuoteKind.FORWARD,
+}
+_MARKER_LIKENESS = 0.82
+# What is left of Lotus' "Forwarded by <name>/<unit>/<company> on <date>" when a scanner misread the words.
+_NOTES_FORWARD = re.compile(
+    r"/[A-Z][\w&]{1,12}(?:/\w{2,12})?\s?(?:@ ?\w+\s?)?\son\s[\dOSIl]{1,2}/[\dOSIl]{1,2}/[\dOSIl]{2,4}\b"
 )
 _BARE_FORWARD = re.compile(
     r"(?:Begin forwarded message|Anfang der weitergeleiteten (?:E-Mail|Nachricht)|Début du message "
@@ -230,6 +246,7 @@ def split_quotes(text: str, *, subject: str = "", _nested: bool = False) -> Quot
                 break
 
         own.append(i)
+        split.inline |= bool(split.cuts)
         i += 1
 
     if not _nested and split.kind is not None:
@@ -359,9 +376,15 @@ def _separator_or_header(
         if found:
             kind = QuoteKind.FORWARD if found["forward"] else None
             return index, _body_after_separator(lines, index), kind
-    elif "----" in line and "Forwarded by " in line:
-        return index, _body_after_separator(lines, index), QuoteKind.FORWARD  # a stray mark before the rule
+        nearly = _nearly_marker(line)
+        if nearly is not None:
+            kind = nearly if nearly is QuoteKind.FORWARD else None
+            return index, _body_after_separator(lines, index), kind
     elif first in "BFADIV" and _BARE_FORWARD.match(line):
+        return index, _body_after_separator(lines, index), QuoteKind.FORWARD
+    if "----" in line and "Forwarded by " in line:
+        return index, _body_after_separator(lines, index), QuoteKind.FORWARD  # a stray mark before the rule
+    if " on " in line and "/" in line and len(line) < 200 and _is_notes_forward(line):
         return index, _body_after_separator(lines, index), QuoteKind.FORWARD
     if first in _LABEL_FIRST:
         label = _LABEL.match(line)
@@ -377,6 +400,24 @@ def _separator_or_header(
     if len(line) < 4_000 and " Subject:" in line and _ONE_LINE_HEADER.search(line):
         return index, index + 1, None
     return None
+
+
+def _nearly_marker(line: str) -> QuoteKind | None:
+    """Return which marker a line of dashes is but for a letter or two; None for another line."""
+    found = _NEARLY_MARKER.match(line)
+    if not found:
+        return None
+    given = " ".join(found[1].lower().split())
+    for marker, kind in _MARKERS.items():
+        if SequenceMatcher(None, given, marker, autojunk=False).ratio() >= _MARKER_LIKENESS:
+            return kind
+    return None
+
+
+def _is_notes_forward(line: str) -> bool:
+    """Tell whether a line is a Lotus forward marker that a scanner damaged: marks, a Notes name, a date."""
+    found = _NOTES_FORWARD.search(line)
+    return found is not None and (line.count("-") + line.count("_") + line.count("~")) >= 4
 
 
 def _repeats_subject(text: str, subject: str) -> bool:
@@ -577,13 +618,18 @@ def join_own(lines: Sequence[str], own: Sequence[int]) -> str:
 # ---- the second opinion ----------------------------------------------------------------------------
 
 
-def second_opinion_differs(text: str, own_words: str) -> bool:
-    """Ask quotequail about an ambiguous mail and tell whether it leaves other words to the author.
+def is_confirmed(text: str, own_words: str, *, trust_marks: bool) -> bool:
+    """Ask two other cutters about a mail that can be read in more than one way; one must agree.
 
-    Its answer is reduced to words outside ">" lines, so that only real disagreement counts. A text too
-    long to ask about counts as disagreement.
+    quotequail knows layouts but no inline answers. With `trust_marks` the other is the rule of RFC 3676: a
+    line without ">" is the author's, the line that introduces a quote aside. It is not asked about a quote
+    under an Outlook header, where the unmarked lines may be the sender's answers to what he quotes.
+    Answers are compared word by word. A text too long to ask about is not confirmed.
     """
     if len(text) > _MAX_SECOND_OPINION_CHARS:
+        return False
+    wanted = own_words.split()
+    if trust_marks and _unmarked_words(text) == wanted:
         return True
     opinion = quotequail.unwrap(text)
     if opinion is None:
@@ -591,4 +637,32 @@ def second_opinion_differs(text: str, own_words: str) -> bool:
     else:
         other = "\n".join(opinion.get(part, "") for part in ("text_top", "text_bottom"))
     unmarked = "\n".join(line for line in other.split("\n") if not line.lstrip().startswith(">"))
-    return unmarked.split() != own_words.split()
+    return unmarked.split() == wanted
+
+
+def _unmarked_words(text: str) -> list[str]:
+    """Return the words of all lines without a mark, up to a separator, without what introduces a quote."""
+    kept: list[str] = []
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        stripped = line.strip()
+        if stripped.startswith(">"):
+            continue
+        if stripped and stripped[0] in _DASHES and _SEPARATOR.match(stripped):
+            break
+        kept.append(line)
+        if not (_ENDS_WITH_VERB.search(stripped) or _VERB_THEN_NAME.search(stripped)):
+            continue
+        following = _next_text(lines, index + 1)
+        if following is not None and lines[following].lstrip().startswith(">"):
+            _drop_paragraph_end(kept)
+    return " ".join(kept).split()
+
+
+def _drop_paragraph_end(kept: list[str]) -> None:
+    """Take back the lines of the attribution that the last line ends, at most four."""
+    for _ in range(4):
+        dated = _DATE_LEAD.match(kept[-1].strip()) is not None
+        kept.pop()
+        if dated or not kept or not kept[-1].strip():
+            return

@@ -91,12 +91,18 @@ _ATTACHMENT_LINE = re.compile(
     r"- \S.{0,80}\.(?:doc|xls|ppt|pdf|jpg|gif|zip|txt|wpd|rtf|tif|vcf|htm|exe)x?)\s{0,10}$",
     re.I,
 )
-# What an archive printed on the page: the record sheet of the next mail, its stamps and page numbers.
+# What an archive printed on the page: the record sheet of the next mail, to the end of the text. Scanners put
+# marks before the labels and into them ("RECORD TYP,E").
 _ARCHIVE_STAMP = re.compile(
-    r"RECORD TYPE\s?[:;,.]\s?(?:PRESIDENTIAL|FEDERAL)|CREATOR:\s|CREATION DATE/TIME:|EMAILS RECEIVED$|"
-    r"ARMS - BOX \d"
-    r"|(?:·|I)?\s?(?:ARMS|Automated Records) (?:Email|Management) System|Hex-?Dump Conversion|"
-    r"Page \d{1,3} ?of ?\d{1,3}$"
+    r".{0,12}RECORD\W{1,4}[T~]?\W?[YV]\W?P\W?E\W.{0,6}(?:PRESIDENTIAL|FEDERAL)"
+    r"|.{0,40}PRESIDENTIAL\s{1,9}\(NOTES MAIL\)|CREATOR:\s|CREATION DATE/TIME:"
+    r"|EMAILS RECEIVED$|ARMS - BOX \d|.{0,20}Hex-?\s?\w{2,7} Con\w{4,9}\b"
+)
+# Its stamps in the middle: the text goes on after the page break.
+_PAGE_STAMP = re.compile(
+    r"\W{0,12}(?:\w{0,3}\W{1,4})?(?:A.?MS|Automated Records)\s(?:E.?mail|Management) System\b.{0,90}$"
+    r"|[^\w\n]{0,90}Page \d{1,3} ?of ?\d{1,3}$|Clinton Library Photocopy$"
+    r"|Message Creation Date was at\s.{0,40}$|DETERMINED TO BE AN$|ADMINISTRATIVE MARKING$"
 )
 _RULE = re.compile(r"[-_=*~+#]{5,}$")
 _KEPT_SHORT = re.compile(r"\s*(?:[-~]?\s?\w[.!]?|[:;=8xX][-o*'^]?[()DPp/|\]\[3*]+|[!?]+|<3+)\s*$")
@@ -301,3 +307,13 @@ def _after_typed_name(lines: Sequence[str], own: Sequence[int], start: int) -> i
     if above is not None and is_closing(lines[own[above]]) and _is_typed_name(lines[own[start]].strip()):
         return start + 1
     return start
+
+
+_STAMP_WORDS = ("Syst", "Page ", "Message Creation", "Photocopy", "MARKING")
+
+
+def find_page_stamps(text: str, lines: Sequence[str], own: Sequence[int]) -> list[int]:
+    """Return the numbers of own lines that an archive stamped on a page break of `text`."""
+    if not any(word in text for word in _STAMP_WORDS):
+        return []
+    return [index for index in own if lines[index] and _PAGE_STAMP.match(lines[index].strip()[:200])]

@@ -1,0 +1,98 @@
+"""Text of others that no client marked is cut where it begins; own writing of the same shape stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.mail.clean import clean_mailbox
+from training.mail.explain import Explanation, explain
+from training.schemas import DropReason, Mail
+
+INTRO = "Please read this before we meet on Friday, I think it helps our case."
+STORY = (
+    'The harbour board said the "old crane" would stay. "Nobody asked for a new one," said Ben Ohm, who '
+    "runs the ferry. The town had told the board in March that the crane was unsafe. Engineers said it could "
+    "be mended for less than a tenth of the price, according to a report. Two members of the board left the "
+    "room during the vote, and a third said nothing. The mayor told reporters that the matter was closed. "
+)
+PASTED = {
+    "byline and dateline": f"Old Crane Stays\nBy Mina Varga\n\nWEXMOUTH -- {STORY}",
+    "paper and date": f"WEXMOUTH HERALD, July 6, 1997\nOld Crane Stays\n\n{STORY}",
+    "copyright": f"Old Crane Stays\n\n{STORY}\n\nCopyright 1997 Wexmouth Herald",
+    "database labels": f"HEADLINE: Old Crane Stays\nLENGTH: 90 words\n\n{STORY}",
+    "press release": f"FOR IMMEDIATE RELEASE\n\nOld Crane Stays\n\n{STORY}",
+    "reported speech alone": f"Old Crane Stays\n\n{STORY}",
+    "transcript": f"Q    Will the crane stay?\n\nMR. OHM:  Yes, it will.\n\nQ    Why?\n\nMR. OHM:  {STORY}",
+}
+
+
+def explained(body: str, **fields: object) -> Explanation:
+    return explain(Mail(id="m", thread_id="t", position=0, body_text=body, **fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PASTED)
+def test_an_article_below_own_words_is_cut_where_it_begins(name: str) -> None:
+    result = explained(f"{INTRO}\n\n{PASTED[name]}\n")
+    assert (result.own_words, result.kept) == (INTRO, True)
+    assert [(cut.reason, result.text[cut.text_start : cut.text_end]) for cut in result.cut] == [
+        ("pasted", PASTED[name].strip())
+    ]
+
+
+@pytest.mark.parametrize("name", PASTED)
+def test_an_article_alone_is_a_forward_without_own_words(name: str) -> None:
+    assert explained(f"FYI.\n\n{PASTED[name]}").drop_reason is DropReason.FORWARD_ONLY
+
+
+def test_a_headline_directly_under_the_sign_off_goes_with_its_article() -> None:
+    headline = "Old crane stays in Wexmouth\nBy Mina Varga and Jo Lund\nStaff Writers"
+    body = f"{INTRO}\nBest,\nAnna\n{headline}\n\n{STORY}"
+    assert explained(body).own_words == f"{INTRO}\nBest,\nAnna"
+
+
+def test_a_passage_of_a_document_that_the_subject_announces_is_cut() -> None:
+    passage = "Mooring Fees\n" + "The fee for a mooring is set by the board and covers its upkeep.\n" * 12
+    result = explained(f"{INTRO}\n\n\n\n{passage}", subject="Here's the language of the new rule")
+    assert result.own_words == INTRO
+    assert explained(f"{INTRO}\n\n\n\n{passage}", subject="Moorings").own_words != INTRO
+
+
+def test_a_mail_to_the_author_below_own_words_is_cut_at_its_salutation() -> None:
+    body = (
+        f"{INTRO}  AE\n\nAnna,\n\nattached is the list of prices for the ropes that were asked for.\n\nBob\n"
+    )
+    assert explained(body, sender="anna.example@x.example").own_words == f"{INTRO}  AE"
+    assert "attached" in explained(body, sender="carl@x.example").own_words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{INTRO} " * 6,
+        "I met Ben Ohm. He said the crane stays; the board said so too. You were right, I told him. He said "
+        "that the mayor said no, and Jo said yes. My guess is that they said it to please us. What do you "
+        "think? I said we would answer on Friday, and you should say what you want before I call him again.",
+        "To do by Friday -- all of you please:\n\n"
+        + "\n".join(f"- paint boat {n} and call me" for n in range(20)),
+        "WEXMOUTH - I will be there from Monday.\nHARBOUR - you have the keys.\n\n" + f"{INTRO} " * 6,
+        "Dear Anna,\n\n" + f"{INTRO} " * 5 + "\n\nAnna",
+    ],
+)
+def test_own_writing_that_reports_lists_or_shouts_stays(text: str) -> None:
+    result = explained(text, sender="anna@x.example")
+    assert result.cut == ()
+    assert result.own_words.split() == text.split()
+
+
+def test_a_mail_that_another_name_signs_is_dropped_and_counted() -> None:
+    topics = ("rope", "paint", "sail", "oar", "anchor", "lamp", "chart", "flag")
+    bodies = [
+        f"Could you bring the {topic} to berth {number} by {topics[number - 1]} day?\n\nThanks,\nAnna"
+        for number, topic in enumerate(topics)
+    ]
+    bodies.append("Here is the number of the new harbour office for your calls.\n\nThank you,\n\nTammie")
+    mails = [
+        Mail(id=f"m{n}", thread_id=f"t{n}", position=n, body_text=body, sender="ae@x.example")
+        for n, body in enumerate(bodies)
+    ]
+    assert clean_mailbox(mails).drop_of == {"m8": DropReason.UNCLEAR_QUOTE}

@@ -1,0 +1,282 @@
+"""Where text that somebody else wrote begins although no client marked it.
+
+People paste articles, press releases, transcripts, passages of documents and whole mails under a line of
+their own. Nothing stands in front of every line, so the evidence is in the text: labels and bylines of the
+press, speakers of a transcript, reported speech without a single "I" or "you", a salutation to the author.
+
+Calibrated on the eleven mailboxes beside the repository by reading every hit (tests/labels/README.md). What
+is found is cut from its first line to the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+from training.mail.signatures import is_closing
+
+MIN_WORDS = 60
+"""A shorter text only mentions the press; an article that anybody pastes is longer."""
+# Reported speech alone: this many "said", and fewer first and second persons than one in 300 words outside of
+# quotation marks. A summary of a meeting has the former, no letter has the latter.
+_MIN_SAID = 6
+_IMPERSONAL = 1 / 300
+# Beside a byline or a dateline less is enough.
+_MOSTLY_IMPERSONAL = 1 / 100
+# A passage under "here is the language": shorter ones are lists and dates of the author's.
+_MIN_PASSAGE_WORDS = 120
+# A name with a comma at the very end of a mail is a signature.
+_MIN_LETTER_WORDS = 5
+# A lone name below that many words is a signature even without a closing above it.
+_SIGNED_WORDS = 150
+# Nothing further down changes the verdict, only the time.
+_MAX_CHARS = 20_000
+
+_PERSON = re.compile(
+    r"\b(?:I|I['’](?:m|ll|ve|d)|we|we['’](?:re|ll|ve|d)|you|your|my|our|me|us|let['’]?s|pls|please|thanks|thx|fyi)\b",
+    re.I,
+)
+# Documents say "we believe"; only a letter says "I" and "you".
+_SPEAKER_OR_READER = re.compile(r"\b(?:I|I['’](?:m|ll|ve|d)|you|your|my|me|let['’]s|pls|thanks|fyi)\b", re.I)
+_SAID = re.compile(r"\b(?:said|says|told|according to)\b")
+_SPEECH = re.compile(r"\"[^\"]{0,800}\"|``[^`']{0,800}''|“[^”]{0,800}”")
+_LABELLED = re.compile(
+    r"^[ \t]*(?:BYLINE|HEADLINE|DATELINE|LOAD-DATE|SECTION:.{0,80}(?:EDITION|PAGE)|LENGTH: \d+ words|"
+    r"LANGUAGE: [A-Z]+[ \t]*$)",
+    re.M,
+)
+_PUBLISHED = re.compile(
+    r"\b(?:Staff Writers?|Staff Reporters?|Associated Press Writer|PRNewswire|BUSINESS ?WIRE|"
+    r"[Cc]opyright (?:\([cC]\) ?|©\s?)?(?:19|20)\d\d|[Aa]ll rights reserved|Reprint rights)\b"
+    r"|©\s?(?:19|20)\d\d"
+    r"|(?i:for immediate release)\b"
+    r"|\((?:AP|UPI|AFP|dpa|Reuters|Bloomberg|Dow Jones)\)|\bAPNP-\d\d-\d\d"
+)
+_BYLINE = re.compile(r"^[ \t]*(?i:by):? [A-Z][\w.'’-]+(?: [A-Z][\w.'’-]+){1,3}(?:,.{0,60})?[ \t]*$", re.M)
+_MASTHEAD = re.compile(
+    r"^[^\n.?!]{0,60}\b(?i:times|post|journal|globe|herald|tribune|newswire|gazette|chronicle|spectator|"
+    r"u\.s\. news|newsweek|time magazine|press release|news service)\b[^\n?!]{0,60}\b(?:19|20)\d\d[ \t]*$"
+    r"|^[ \t]*THE (?:NEW YORK TIMES|WALL STREET JOURNAL|WASHINGTON POST)\b",
+    re.M,
+)
+# "SACRAMENTO -- With …", "WASHINGTON, Jan. 29 /PRNewswire/ -- …"
+_DATELINE = re.compile(
+    r"^[ \t]*(?!FYI|NOTE|PS|URGENT|ACTION)[A-Z][A-Z.' ]{3,24}(?:, [A-Z][\w. ]{1,20})?[ \t]{0,3}"
+    r"(?:--|—|–|-|/) ?(?=[A-Z\"“`])",
+    re.M,
+)
+_SPEAKER = re.compile(
+    r"^[ \t]*(?:(?:MR|MRS|MS|DR|SEN|SENATOR|REP|GOV|SECRETARY|CHAIRMAN|DIRECTOR)\.? [A-Z][A-Z .'-]{1,24}|"
+    r"THE (?:VICE )?PRESIDENT|MODERATOR): ",
+    re.M,
+)
+_QUESTION = re.compile(r"^[ \t]*Q[.:]?[ \t]{2,}\S", re.M)
+_INTRODUCES = re.compile(
+    r"\b(?:here(?:['’]?s| is| are)|below|follow(?:s|ing)|(?:full |the )?text of|language|excerpts?|pasted|"
+    r"from (?:today|yesterday)['’]s|hier ist|hier sind|unten|voici|ci-dessous|aquí|abajo|ecco|hieronder|"
+    r"abaixo)\b",
+    re.I,
+)
+_SIGNED_NAME = re.compile(r"[-~–—]?\s?[A-Z][a-zà-ÿ][\w'’.-]*(?: [A-Z][\w'’.-]*){0,2}[.,!]?$")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+_HEADING = re.compile(r"[A-Z0-9][^.?!]{5,90}$")
+
+
+def find_pasted(
+    lines: Sequence[str], own: Sequence[int], *, subject: str = "", sender: str = ""
+) -> int | None:
+    """Return how many leading own lines stand above text that somebody else wrote; None when none is found.
+
+    Linear in the text; looks at the first 20,000 characters. `sender` is the author's name or address.
+    """
+    named = _salutation_to_author(lines, own, sender)
+    if sum(len(lines[index]) for index in own[:400]) < 4 * MIN_WORDS:
+        return named
+    paragraphs = _paragraphs(lines, own)
+    text = "\n".join(lines[index] for index in own)[:_MAX_CHARS]
+    if len(text.split()) < MIN_WORDS:
+        return named
+    cue = _first_cue(text)
+    found: int | None
+    if cue is not None:
+        found = _after_own_paragraphs(lines, own, paragraphs, text.count("\n", 0, cue), owner_names(sender))
+    else:
+        found = _introduced_passage(lines, own, paragraphs, subject)
+    if found is None or (named is not None and named < found):
+        return named
+    return found
+
+
+def _first_cue(text: str) -> int | None:
+    """Return where the first sign of a published or recorded text stands; None when there is none."""
+    cues = [found.start() for pattern in (_LABELLED, _PUBLISHED) if (found := pattern.search(text))]
+    speakers = [found.start() for found in _SPEAKER.finditer(text)]
+    if speakers:
+        turns = sorted(speakers + [found.start() for found in _QUESTION.finditer(text)])
+        if len(turns) >= 2:
+            cues.append(turns[0])
+    weak = [found.start() for pattern in (_BYLINE, _MASTHEAD, _DATELINE) if (found := pattern.search(text))]
+    said = len(_SAID.findall(text))
+    if weak:
+        below = text[min(weak) :]
+        if said and _person_share(below) < (_MOSTLY_IMPERSONAL if len(weak) > 1 else _IMPERSONAL):
+            cues.append(min(weak))
+    if not cues and said >= _MIN_SAID:
+        start = 0
+        for paragraph in _BLANK_LINES.split(text):
+            if not _speaks(paragraph):
+                break
+            start = text.index(paragraph, start) + len(paragraph)
+        below = text[start:]
+        if len(_SAID.findall(below)) >= _MIN_SAID and _person_share(below) < _IMPERSONAL:
+            cues.append(len(text))
+    return min(cues, default=None)
+
+
+def _person_share(text: str) -> float:
+    """Return first and second persons outside of quotation marks, as a share of all words."""
+    return len(_PERSON.findall(_SPEECH.sub(" ", text))) / max(1, len(text.split()))
+
+
+def _paragraphs(lines: Sequence[str], own: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (first, after the last) position in `own` of every run of lines that hold something."""
+    runs: list[tuple[int, int]] = []
+    start: int | None = None
+    for position, index in enumerate(own):
+        blank = not lines[index] or lines[index].isspace()
+        if start is not None and (blank or index != own[position - 1] + 1):
+            runs.append((start, position))
+            start = None
+        if not blank and start is None:
+            start = position
+    if start is not None:
+        runs.append((start, len(own)))
+    return runs
+
+
+def _after_own_paragraphs(
+    lines: Sequence[str],
+    own: Sequence[int],
+    paragraphs: Sequence[tuple[int, int]],
+    cue: int,
+    owners: frozenset[str],
+) -> int:
+    """Return the position after the leading paragraphs that speak to somebody and end above the cue."""
+    for start, end in paragraphs:
+        if end > cue:
+            if not _speaks(" ".join(lines[own[position]] for position in range(start, cue))):
+                return start
+            while cue > start and _is_headline(lines[own[cue - 1]].strip()):
+                cue -= 1
+            return cue
+        text = " ".join(lines[own[position]] for position in range(start, end))
+        signed = is_closing(lines[own[start]]) or len(text) <= 4 or text.strip(" -,.").lower() in owners
+        if not (_speaks(text) or (signed and start > paragraphs[0][0])):
+            return start
+    return paragraphs[0][0] if paragraphs else 0
+
+
+def _is_headline(line: str) -> bool:
+    return len(line.split()) >= 3 and line[-1] not in ".,:;!?" and not _PERSON.search(line)
+
+
+def _speaks(paragraph: str) -> bool:
+    """Tell whether a paragraph is said to a reader: a person in it, a salutation, or a colon at its end."""
+    text = paragraph.strip()
+    if not text:
+        return False
+    salutation = len(text.split()) <= 4 and text[-1] in ",-:–—"
+    return (
+        salutation or text.endswith((":", "...", "…")) or _PERSON.search(_SPEECH.sub(" ", text)) is not None
+    )
+
+
+def _introduced_passage(
+    lines: Sequence[str], own: Sequence[int], paragraphs: Sequence[tuple[int, int]], subject: str
+) -> int | None:
+    """Find a headed passage without any person in it, below own words and two blank lines or more."""
+    for (_, above_end), (start, _) in pairwise(paragraphs):
+        if start - above_end < 2:
+            continue
+        intro = " ".join(lines[own[position]] for position in range(paragraphs[0][0], above_end))
+        heading = lines[own[start]].strip()
+        if not (_speaks(intro) and _HEADING.match(heading) and heading[-1] not in ",;:-"):
+            return None
+        if not (_INTRODUCES.search(subject[:200]) or _INTRODUCES.search(intro[-400:])):
+            return None
+        passage = "\n".join(lines[own[position]] for position in range(start, len(own)))[:_MAX_CHARS]
+        if len(passage.split()) >= _MIN_PASSAGE_WORDS and not _SPEAKER_OR_READER.search(passage):
+            return start
+        return None
+    return None
+
+
+def _salutation_to_author(lines: Sequence[str], own: Sequence[int], sender: str) -> int | None:
+    """Find "Drew," on a line of its own below own words of Drew's: from here on somebody writes to him."""
+    if not sender:
+        return None
+    names = owner_names(sender)
+    seen = False
+    for position, index in enumerate(own):
+        line = lines[index]
+        if not line:
+            continue
+        if seen and len(line) < 40:
+            stripped = line.strip()
+            if stripped and stripped[-1] in ",:-–!":
+                words = stripped.rstrip(",:-–! ").lower().split()
+                if 1 <= len(words) <= 3 and words[-1] in names and _opens_mail(words, names):
+                    below = sum(len(lines[own[at]].split()) for at in range(position + 1, len(own)))
+                    return position if below >= _MIN_LETTER_WORDS else None
+        seen = seen or not line.isspace()
+    return None
+
+
+def _opens_mail(words: Sequence[str], names: frozenset[str]) -> bool:
+    return all(
+        word in names or word in ("hi", "hello", "hey", "dear", "hallo", "lieber", "liebe") for word in words
+    )
+
+
+def signing_name(text: str) -> str:
+    """Return the name under a text, letters only, in lower case; "" when none stands there.
+
+    A name counts below a closing ("Thanks,") or, alone, below a long text.
+    """
+    lines = [line.strip() for line in text[-400:].split("\n") if line and not line.isspace()]
+    if len(lines) < 2 or len(lines[-1]) > 40 or not _SIGNED_NAME.match(lines[-1]) or is_closing(lines[-1]):
+        return ""
+    name = "".join(filter(str.isalpha, lines[-1])).lower()
+    if len(name) < 4:
+        return ""  # initials and short forms are anybody's
+    if is_closing(lines[-2]) or (lines[-2][-1] in ".?!" and len(text.split()) >= _SIGNED_WORDS):
+        return name
+    return ""
+
+
+def find_signed_by_others(texts: Sequence[tuple[str, str]]) -> set[int]:
+    """Return the positions of texts that end in a name which is not the author's.
+
+    `texts` are (own words, sender) of one mailbox. The author's names are those of the sender and every name
+    that stands under two of the texts: people sign with names that no address knows.
+    """
+    signed = {position: name for position, (text, _) in enumerate(texts) if (name := signing_name(text))}
+    often = {name for name, count in Counter(signed.values()).items() if count > 1}
+    owners = frozenset().union(*(owner_names(sender) for _, sender in texts)) if texts else frozenset()
+    if not owners and not often:
+        return set()
+    return {
+        position
+        for position, name in signed.items()
+        if name not in often and not any(owner in name or name in owner for owner in owners)
+    }
+
+
+@lru_cache(maxsize=256)
+def owner_names(sender: str) -> frozenset[str]:
+    """Return the words of a sender's name and of the address before its "@", three letters or more each."""
+    named = re.sub(r"@[\w.-]*", " ", sender[:300].lower())
+    return frozenset(re.findall(r"[^\W\d_]{3,}", named))
