@@ -344,7 +344,7 @@ def split_retrain(
 
 
 def to_jsonl(examples: Iterable[Example]) -> str:
-    """Return Alpaca JSONL, one example a line: `instruction`, `input`, `output`; id, threadId, sentAt, masked."""
+    """Return Alpaca JSONL, one example a line: instruction, input, output; id, threadId, sentAt, masked."""
     return "".join(json.dumps(e.to_json_dict(), ensure_ascii=False) + "\n" for e in examples)
 
 
