@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.session import Session
-from store import jobs, mail, users
+from store import mail, users
 from store.importers.load import import_mailbox
+from store.rates import measured_runs
 from training.base_models import find_base_model
 from training.config import load_train_config
 from training.dataset import prepare
 from training.errors import ConfigError, UnknownUser, UnreadableMailbox
-from training.estimate import estimate_training
+from training.estimate import estimate_training, rates_of
 from training.schemas import DataReport, ImportReport, User
 
 
@@ -70,6 +71,6 @@ def check_user(
     base = find_base_model(chosen.base_model or settings.base_model)
     mails = mail.fetch_sent_mail(session.db, user.id, chosen.data.max_mails)
     prepared = prepare(mails, chosen.data, sent=mail.count_sent(session.db, user.id), on_progress=on_progress)
-    rate = jobs.measured_rate(session.db, base.id) or base.cpu_tokens_per_second
-    estimate = estimate_training(prepared.train, chosen, rate, settings.hourly_price)
+    rates = rates_of(base, chosen, *measured_runs(session.db, base.id))
+    estimate = estimate_training(prepared.train, chosen, rates, settings.hourly_price)
     return prepared.report.model_copy(update={"estimate": estimate})

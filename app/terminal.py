@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from store.outbox import DeliveryState
+from training.estimate import describe_estimate
 from training.mail.secrets import redact
 from training.schemas import DataReport, EventLevel, ImportReport, Job, JobEvent, JobStatus, Outcome
 
@@ -197,7 +198,12 @@ def show_data_report(report: DataReport) -> None:
         cost = f", ${estimate.cost:.2f}" if estimate.cost else ""
         show_notice(
             f"Training would take about {_duration(estimate.seconds)} "
-            f"({estimate.tokens:,} tokens at {estimate.tokens_per_second:.0f} a second{cost})."
+            f"({estimate.tokens:,} tokens at {estimate.tokens_per_second:.0f} a second{cost}), "
+            + (
+                f"by the last {estimate.measured_runs} on {estimate.device}."
+                if estimate.measured_runs
+                else "a first guess: none of this base model has been measured there."
+            )
         )
 
 
@@ -270,6 +276,7 @@ def show_job(job: Job, events: list[JobEvent], told: DeliveryState | None = None
         ("adapter", f"version {job.version}  {job.model_name or ''}  {size}".strip()),
         ("base model", job.base_model),
         ("seconds", "  ".join(f"{stage} {seconds:.1f}" for stage, seconds in job.timings.items())),
+        ("device time", describe_estimate(job)),
         ("cost", f"${job.actual_cost or 0:.4f} (estimated ${job.estimated_cost or 0:.4f})"),
         ("error", f"{job.error_code}: {job.error_message}" if job.error_code else ""),
         ("flow run", job.flow_run_id or ""),

@@ -193,20 +193,6 @@ def list_jobs(db: Database, user_id: str | None = None, limit: int = 50) -> list
         )
 
 
-def measured_rate(db: Database, base_model: str) -> float | None:
-    """Return the training rate of the newest finished job on a base model, in tokens a second, or None."""
-    with db.connection() as connection:
-        row = connection.execute(
-            """
-            SELECT ("metrics" ->> 'trainTokensPerSecond')::float FROM "FineTuningJob"
-            WHERE "baseModel" = %s AND ("metrics" ->> 'trainTokensPerSecond')::float > 0
-            ORDER BY "createdAt" DESC LIMIT 1
-            """,
-            (base_model,),
-        ).fetchone()
-    return None if row is None else float(row[0])
-
-
 def current_adapter(db: Database, user_id: str) -> Job | None:
     """Return the job whose adapter serves the person now, or None."""
     with db.connection() as connection:

@@ -7,6 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from store import jobs
+from store.rates import measured_runs
 from tasks.job_folder import DATASET, HELD_OUT, OLD_HELD_OUT, OLD_SET, REPORT
 from tasks.progress import not_essential
 from tasks.stages import require_consent, stage
@@ -16,7 +17,7 @@ from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import OldSet, Prepared, prepare, require_enough, to_jsonl
 from training.errors import StoreError
-from training.estimate import estimate_training
+from training.estimate import characters_of, estimate_training, rates_of
 from training.schemas import DataReport, Job, Stage
 
 
@@ -56,7 +57,7 @@ def prepare_data(job_id: str) -> DataReport:
             found.mails, config.data, sent=found.sent, drafted=found.drafted, retrain=found.retrain
         )
         report = with_estimate(prepared, config, job)
-        _record(job_id, report)
+        _record(job_id, report, characters_of(prepared.train, config))
         require_enough(report, config.data, only_new=found.retrain.only_new)
         folder.write_text(DATASET, to_jsonl(prepared.train))
         folder.write_text(HELD_OUT, to_jsonl(prepared.held_out))
@@ -77,14 +78,14 @@ def prepare_data(job_id: str) -> DataReport:
 
 
 def with_estimate(prepared: Prepared, config: TrainConfig, job: Job) -> DataReport:
-    """Add minutes, tokens and cost, from the rate last measured on this base model."""
+    """Add minutes, tokens and cost, from what was measured of this base where trainings run now."""
     base = find_base_model(job.base_model)
-    rate = jobs.measured_rate(database(), base.id) or base.cpu_tokens_per_second
-    estimate = estimate_training(prepared.train, config, rate, settings().hourly_price)
+    rates = rates_of(base, config, *measured_runs(database(), base.id))
+    estimate = estimate_training(prepared.train, config, rates, settings().hourly_price)
     return prepared.report.model_copy(update={"estimate": estimate})
 
 
-def _record(job_id: str, report: DataReport) -> None:
+def _record(job_id: str, report: DataReport, characters: int) -> None:
     assert report.estimate is not None
     jobs.record(
         database(),
@@ -92,6 +93,7 @@ def _record(job_id: str, report: DataReport) -> None:
         training_emails=report.train,
         estimated_seconds=report.estimate.seconds,
         estimated_cost=report.estimate.cost,
+        metrics={"train_characters": characters},
     )
     with not_essential("The data report"):
         create_markdown_artifact(

@@ -35,7 +35,12 @@ def evaluate_adapter(job_id: str) -> GateDecision:
         job = jobs.record(
             db,
             job_id,
-            metrics=_job_metrics(training, losses, decision),
+            metrics=_job_metrics(training, losses, decision).model_copy(
+                update={
+                    "device_seconds": float(found["gpuSeconds"]),
+                    "load_seconds": float(found.get("loadSeconds", 0)),
+                }
+            ),
             adapter_size=folder.size_of(ADAPTER_GGUF),
             adapter_digest=str(found["adapterDigest"]),
             adapter_path=f"{folder.url}/{ADAPTER_GGUF}",

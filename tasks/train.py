@@ -98,7 +98,9 @@ def _train(folder: JobFolder, started: float) -> None:
     report = _Reporter(folder, started)
     report.phase("load")
     dataset, held_out = folder.read_text(DATASET), folder.read_text(HELD_OUT)
+    before_load = time.monotonic()
     base = _loaded_base(spec.base_model, config)
+    load_seconds = time.monotonic() - before_load
     train_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(dataset)]
     held_out_examples = [encode(e, base.tokenizer, config.max_seq_tokens) for e in from_jsonl(held_out)]
     old = folder.read_text(OLD_HELD_OUT) if folder.exists(OLD_HELD_OUT) else ""
@@ -151,7 +153,7 @@ def _train(folder: JobFolder, started: float) -> None:
         folder.write_json(RECIPE, recipe)
         folder.push(workspace, ADAPTER, ADAPTER_GGUF, CHECKPOINT)
         # Written last: its presence says that the adapter is whole.
-        folder.write_json(METRICS, _metrics(result, losses, digest, time.monotonic() - started))
+        folder.write_json(METRICS, _metrics(result, losses, digest, time.monotonic() - started, load_seconds))
     report.finished(result)
 
 
@@ -188,11 +190,17 @@ def _loaded_base(base_model: str, config: TrainConfig) -> LoadedBase:
 
 
 def _metrics(
-    result: TrainingResult, losses: dict[str, list[MailLoss]], digest: str, seconds: float
+    result: TrainingResult,
+    losses: dict[str, list[MailLoss]],
+    digest: str,
+    seconds: float,
+    load_seconds: float,
 ) -> dict[str, Any]:
     """Return what the CPU side needs to judge, record and charge the job; losses are per mail, by id."""
     return {
-        "gpuSeconds": round(seconds, 2),
+        # A resumed training is paid for from its first step on, not only since the last crash.
+        "gpuSeconds": round(seconds + result.earlier_seconds, 2),
+        "loadSeconds": round(load_seconds, 2),
         "training": result.to_json_dict(),
         "adapterDigest": digest,
         "heldOut": {arm: [loss.to_json_dict() for loss in found] for arm, found in losses.items()},

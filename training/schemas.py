@@ -121,6 +121,25 @@ class Estimate(Schema):
     cost: float
     """US dollars at the configured hourly price; 0 on the own machine."""
     tokens_per_second: float
+    device: str = ""
+    """Where the last training of any base ran; empty before the first."""
+    measured_runs: int = 0
+    """Trainings of this base on that device that the estimate rests on; 0: a first guess."""
+
+
+class MeasuredRun(Schema):
+    """What one finished training took; estimates rest on these."""
+
+    device: str
+    config: dict[str, Any]
+    train_tokens: int = Field(gt=0)
+    train_seconds: float = Field(gt=0)
+    device_seconds: float
+    load_seconds: float = 0
+    steps: int = Field(gt=0)
+    epochs: float
+    examples: int = 0
+    characters: int = 0
 
 
 class DataReport(Schema):
@@ -259,6 +278,12 @@ class JobMetrics(Schema):
     train_tokens_per_second: float | None = None
     train_seconds: float | None = None
     """Seconds in training steps alone; `timings.train` also holds start-up, held-out losses and export."""
+    train_characters: int = 0
+    """Characters of the training examples' prompts and replies."""
+    device_seconds: float | None = None
+    """Seconds for which the device was at work on the job: what is paid for."""
+    load_seconds: float = 0
+    """Of them reading the base model; 0 where an earlier job of the cohort had."""
     steps: int = 0
     epochs: float = 0
     final_train_loss: float | None = None
@@ -498,6 +523,16 @@ class TrainingResult(Schema):
     peak_memory_bytes: int
     device: str
     resumed_from_step: int = 0
+    earlier_seconds: float = 0
+    """Of `train_seconds`, those before the process that ended it took over."""
+    best_step: int = 0
+    """The step whose weights were saved; 0: those that training began with."""
+    stopped_early: bool = False
+    stop_reason: str = ""
+    """Why training ended where it did and which weights were kept, as a sentence."""
+    validation_emails: int = 0
+    validation_curve: tuple[tuple[int, float], ...] = ()
+    """(step, validation loss) pairs, nat per reply token; step 0 is before the first step."""
 
 
 class MailLoss(Schema):

@@ -23,6 +23,7 @@ from tests.benchmarks.commands import (
 from tests.benchmarks.flow_runs import start_time
 from tests.benchmarks.mailboxes import find_mailbox
 from tests.benchmarks.train import BASE_MODEL, MAILBOX, PRESET
+from training.estimate import estimate_error
 from training.schemas import Job, Stage
 
 TITLE = "One job"
@@ -82,6 +83,9 @@ def describe(job: Job, wall_seconds: float) -> dict[str, Any]:
         "held_out_nll_adapter": metrics.held_out_nll_adapter,
         "outcome": job.outcome,
         "train_tokens_per_second": metrics.train_tokens_per_second,
+        "estimated_seconds": job.estimated_seconds,
+        "device_seconds": metrics.device_seconds,
+        "estimate_error": estimate_error(job),
         "peak_memory_bytes": metrics.peak_memory_bytes,
         "adapter_bytes": job.adapter_size,
     }
@@ -111,8 +115,19 @@ def table(figures: dict[str, Any]) -> list[list[str]]:
         ["outcome", str(figures["outcome"])],
         ["training speed", "unknown" if rate is None else f"{rate:,.0f} tokens/s"],
         ["peak memory of the training", f"{figures['peak_memory_bytes'] / 1e9:.2f} GB"],
+        ["device time, a first guess before any measurement", _estimate(figures)],
         ["starting the stack, once", f"{figures['up_seconds']:.1f} s"],
     ]
+
+
+def _estimate(figures: dict[str, Any]) -> str:
+    error = figures.get("estimate_error")
+    if error is None:
+        return "unknown"
+    return (
+        f"{figures['estimated_seconds']:.0f} s, took {figures['device_seconds']:.0f} s ({error:+.0%}); "
+        "the next one is measured"
+    )
 
 
 def start_latency(api_url: str, job: Job) -> dict[str, float]:

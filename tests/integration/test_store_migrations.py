@@ -78,7 +78,14 @@ def execute(db: Database, statements: str) -> None:
         connection.execute(statements.encode())
 
 
-ALL = ["001_users_and_mail", "002_mail_count", "003_jobs", "004_orchestration", "005_outbox_order"]
+ALL = [
+    "001_users_and_mail",
+    "002_mail_count",
+    "003_jobs",
+    "004_orchestration",
+    "005_outbox_order",
+    "006_measured_runs",
+]
 
 
 def test_migrations_run_once_from_an_empty_database(empty_database_url: str) -> None:
