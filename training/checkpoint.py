@@ -12,6 +12,7 @@ import torch
 from training import base_models
 from training.config import TrainConfig
 from training.dataset import EncodedExample
+from training.early_stop import EarlyStop
 from training.flat_parameters import FlatParameters
 
 CHECKPOINT_FILE = "state.pt"
@@ -37,11 +38,13 @@ def fingerprint(
 
 
 class RunState:
-    """What must survive a crash: master weights, optimiser, random state, losses, tokens and seconds."""
+    """What must survive a crash: master weights, optimiser, random state, losses, the early stop with its
+    best weights, tokens and seconds."""
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, early: EarlyStop) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
+        self.early = early
         self.losses: list[float] = []
         self.tokens = 0
         """Tokens trained on before this session."""
@@ -64,6 +67,7 @@ class RunState:
         weights.copy_to_working()
         optimiser.load_state_dict(saved["optimiser"])
         torch.set_rng_state(saved["random_state"].cpu())
+        self.early.restore(saved["early"])
         self.losses = list(saved["losses"])
         self.tokens, self.seconds = saved["tokens"], saved["seconds"]
         return int(saved["step"])
@@ -87,6 +91,7 @@ class RunState:
                     "master": weights.master.detach(),
                     "optimiser": optimiser.state_dict(),
                     "random_state": torch.get_rng_state(),
+                    "early": self.early.state(),
                     "losses": self.losses,
                     "tokens": self.tokens + session_tokens,
                     "seconds": self.seconds + session_seconds,

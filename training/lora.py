@@ -20,16 +20,24 @@ from training.checkpoint import RunState, fingerprint
 from training.config import TrainConfig
 from training.dataset import EncodedExample
 from training.device import peak_memory_bytes
+from training.early_stop import EarlyStop, validation_loss
 from training.errors import ConfigError, TrainingCancelled
 from training.flat_parameters import FlatParameters
 from training.forward import reply_hidden_states
 from training.loaded_base import LoadedBase, restore_base
 from training.lora_linear import speed_up
 from training.loss import reply_cross_entropy
-from training.plan import plan_epoch, rate_factor
+from training.plan import looks_of, plan_epoch, rate_factor, split_validation
 from training.schemas import TrainingProgress, TrainingResult
 from training.start_adapter import digest_of, load_weights, read_start_adapter
-from training.watch import mean, stop_if_broken, stop_if_diverged, stop_if_flat
+from training.watch import (
+    mean,
+    stop_if_broken,
+    stop_if_diverged,
+    stop_if_flat,
+    stop_if_useless,
+    stop_if_validation_diverged,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,16 +57,20 @@ def train_adapter(
     on_checkpoint: Callable[[], None] | None = None,
     start_from: Path | None = None,
 ) -> TrainingResult:
-    """Train an adapter on `examples` and save it as PEFT safetensors in `out_dir`/adapter.
+    """Train an adapter on `examples` (in time order) and save it as PEFT safetensors in `out_dir`/adapter.
 
+    The newest threads are set aside as a validation slice where there are enough of them: training ends when
+    they no longer gain, and the weights that were best on them are saved.
     `on_checkpoint` is called after each checkpoint is written. `after_training` is called with the finished
     model while it is still in memory (held-out losses). A
     checkpoint in `out_dir`/checkpoint is resumed when it was made by the same configuration and examples.
     `start_from` is a folder of PEFT files whose weights training goes on from, instead of a fresh adapter.
 
     Raises:
-        TrainingDiverged: the loss became NaN, exploded, or did not fall over the whole run.
-        TrainingCancelled: `should_stop` said so; it is asked before every step.
+        TrainingDiverged: the loss became NaN, exploded, or did not fall over the whole run; with a validation
+            slice, its loss.
+        TrainingCancelled: `should_stop` said so; it is asked before every step and before every batch of the
+            validation slice.
         ConfigError: there are no examples.
         AdapterRefused: `start_from` is torn, not finite, or of another shape than `config.lora`.
     """
@@ -87,11 +99,14 @@ def train_adapter(
             base.model.activation_checkpointing_enable()
         model.train()
 
+        split = split_validation(examples, config)
         batches = [
-            plan_epoch(examples, config.batch_tokens, config.seed + epoch) for epoch in range(config.epochs)
+            plan_epoch(split.train, config.batch_tokens, config.seed + epoch)
+            for epoch in range(config.epochs)
         ]
         plan = [batch for epoch in batches for batch in epoch]
         steps = min(len(plan), config.max_steps or len(plan))
+        looks = looks_of(batches, steps) if split.validation else frozenset()
         if start is not None:
             load_weights(model, start)
         weights = FlatParameters(model)
@@ -100,15 +115,28 @@ def train_adapter(
         optimiser = torch.optim.AdamW(
             [weights.master], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        state = RunState(out_dir / "checkpoint", fingerprint(config, examples, base.info, start_digest))
+        early = EarlyStop(config.patience, config.min_delta)
+        state = RunState(
+            out_dir / "checkpoint", fingerprint(config, examples, base.info, start_digest), early
+        )
         first_step = state.resume(weights, optimiser)
+
+        def stop_if_asked() -> None:
+            if should_stop is not None and should_stop():
+                raise TrainingCancelled(f"Training was cancelled at step {len(state.losses)} of {steps}.")
 
         started = saved = time.monotonic()
         session_tokens = 0
-        for step in range(first_step, steps):
-            if should_stop is not None and should_stop():
-                raise TrainingCancelled(f"Training was cancelled at step {step} of {steps}.")
-            batch = [examples[index] for index in plan[step]]
+        for step in range(first_step, steps + 1):
+            # Looked at before the step and not after it: a run that is resumed makes up for a look it missed.
+            if early.is_due(step, looks):
+                nll = validation_loss(model, base, split.validation, config.batch_tokens, stop_if_asked)
+                early.look(step, nll, weights)
+                stop_if_validation_diverged(early.curve, state.losses)
+            if step == steps or early.is_over:
+                break
+            stop_if_asked()
+            batch = [split.train[index] for index in plan[step]]
             optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(step, steps, config)
             loss = _step(model, base, batch, weights, optimiser, config.max_grad_norm)
             state.losses.append(loss)
@@ -125,7 +153,7 @@ def train_adapter(
             if on_progress is not None:
                 rate = session_tokens / (now - started)
                 left = sum(
-                    len(examples[index].input_ids) for later in plan[step + 1 : steps] for index in later
+                    len(split.train[index].input_ids) for later in plan[step + 1 : steps] for index in later
                 )
                 on_progress(
                     TrainingProgress(
@@ -138,35 +166,46 @@ def train_adapter(
                         eta_seconds=left / rate,
                     )
                 )
-        if start is None:
+        done = len(state.losses)
+        seconds = state.seconds + time.monotonic() - started
+        tokens = state.tokens + session_tokens
+        if start is None and early.curve:
+            # A run that max_steps cuts short (a smoke test) has not had its chance.
+            if done < steps or steps == len(plan):
+                stop_if_useless(early.curve, state.losses, config.min_delta)
+        elif start is None:
             # An adapter that knows the voice starts near its floor: flat is no failure, and the gate judges.
             stop_if_flat(state.losses)
         stop_if_broken(weights.master, state.losses)
-        seconds = state.seconds + time.monotonic() - started
-        tokens = state.tokens + session_tokens
-
-        if first_step == steps:
+        if first_step == done:
             # Killed between the last step and the end: nothing to train, everything to save.
             tokens, seconds = state.tokens, max(state.seconds, 1e-9)
         else:
-            state.save(steps, session_tokens, time.monotonic() - started, weights, optimiser)
+            state.save(done, session_tokens, time.monotonic() - started, weights, optimiser)
+        early.put_best(weights)
         _save_adapter(model, out_dir / "adapter")
         model.eval()
         if after_training is not None:
             after_training(model)
         return TrainingResult(
             adapter_dir=str(out_dir / "adapter"),
-            steps=steps,
-            epochs=steps / max(1, len(batches[0])),
+            steps=done,
+            epochs=done / max(1, len(batches[0])),
             train_tokens=tokens,
             train_seconds=seconds,
             train_tokens_per_second=tokens / seconds,
-            final_train_loss=mean(state.losses[-max(1, steps // 10) :]),
+            final_train_loss=mean(state.losses[-max(1, done // 10) :]),
             loss_curve=tuple(enumerate(state.losses, start=1)),
             trainable_parameters=weights.master.numel(),
             peak_memory_bytes=peak_memory_bytes(base.device),
             device=base.device_name,
             resumed_from_step=first_step,
+            earlier_seconds=state.seconds,
+            best_step=early.best_step if early.curve else done,
+            stopped_early=done < steps,
+            stop_reason=early.describe(done, len(plan), split.reason),
+            validation_emails=len(split.validation),
+            validation_curve=tuple(early.curve),
         )
     finally:
         restore_base(model, base)

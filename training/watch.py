@@ -44,6 +44,31 @@ def stop_if_flat(losses: Sequence[float]) -> None:
         )
 
 
+def stop_if_validation_diverged(curve: Sequence[tuple[int, float]], losses: Sequence[float]) -> None:
+    """The validation loss is measured on the same mails each time, so one look is enough to tell."""
+    (_, first), (step, nll) = curve[0], curve[-1]
+    if not math.isfinite(nll) or nll > first + EXPLODED:
+        raise TrainingDiverged(
+            f"The validation loss went from {first:.2f} to {nll:.2f} nat per token by step {step} (limit: "
+            f"+{EXPLODED:g}). Lower learning_rate and train again.",
+            step=step,
+            loss=losses[-1] if losses else nll,
+        )
+
+
+def stop_if_useless(curve: Sequence[tuple[int, float]], losses: Sequence[float], min_delta: float) -> None:
+    """A fresh adapter that the validation slice never found better than none has learnt nothing."""
+    first, best = curve[0][1], min(nll for _, nll in curve)
+    if best > first - min_delta:
+        raise TrainingDiverged(
+            f"The validation loss did not fall: {first:.3f} nat per token before training, at best "
+            f"{best:.3f} in {len(losses)} steps (needed: {min_delta:g} less). learning_rate is too low to "
+            "learn or too high to settle: change it and train again.",
+            step=len(losses),
+            loss=losses[-1],
+        )
+
+
 def stop_if_broken(weights: torch.Tensor, losses: Sequence[float]) -> None:
     """The last step's own update is seen by no later loss."""
     if not torch.isfinite(weights).all():

@@ -13,8 +13,15 @@ from training.config import TrainConfig
 from training.dataset import EncodedExample
 from training.errors import TrainingDiverged
 from training.forward import pad_batch
-from training.plan import plan_epoch, rate_factor
-from training.watch import EXPLODED, stop_if_broken, stop_if_diverged, stop_if_flat
+from training.plan import LONG_EPOCH_STEPS, looks_of, plan_epoch, rate_factor, split_validation
+from training.watch import (
+    EXPLODED,
+    stop_if_broken,
+    stop_if_diverged,
+    stop_if_flat,
+    stop_if_useless,
+    stop_if_validation_diverged,
+)
 
 
 def of_lengths(lengths: list[int]) -> list[EncodedExample]:
@@ -72,6 +79,75 @@ def test_padding_is_on_the_right_and_each_reply_token_has_its_predictor() -> Non
         (0, 2, 8),
         (1, 0, 10),
     ]
+
+
+# ---- validation slice ------------------------------------------------------------------------------
+
+
+def in_threads(threads: list[str]) -> list[EncodedExample]:
+    return [EncodedExample(f"m{n}", thread, (1, 2, 3), 1) for n, thread in enumerate(threads)]
+
+
+def ids(examples: tuple[EncodedExample, ...]) -> list[str]:
+    return [e.id for e in examples]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(48, 12), (60, 12), (120, 12), (200, 20), (500, 50)])
+def test_the_newest_tenth_is_set_aside_and_at_least_twelve_mails(count: int, expected: int) -> None:
+    examples = in_threads([f"t{n}" for n in range(count)])
+    split = split_validation(examples, TrainConfig())
+    assert ids(split.validation) == [f"m{n}" for n in range(count - expected, count)]
+    assert ids(split.train) == [f"m{n}" for n in range(count - expected)]
+    assert split.reason == ""
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 47])
+def test_too_few_examples_are_all_trained_on_and_the_reason_says_so(count: int) -> None:
+    split = split_validation(in_threads([f"t{n}" for n in range(count)]), TrainConfig())
+    assert (len(split.train), split.validation) == (count, ())
+    assert f"{count} examples allow at most {count // 4} validation mails" in split.reason
+    assert "min_validation 12" in split.reason
+
+
+def test_a_fraction_of_zero_trains_on_everything() -> None:
+    split = split_validation(in_threads(["t"] * 100), TrainConfig(validation_fraction=0))
+    assert (len(split.train), split.reason) == (100, "validation_fraction is 0")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_thread_is_cut_and_never_more_than_a_quarter_is_set_aside(seed: int) -> None:
+    chance = random.Random(seed)
+    examples = in_threads([f"t{chance.randrange(40)}" for _ in range(chance.randrange(20, 300))])
+    split = split_validation(examples, TrainConfig(min_validation=5))
+    assert not {e.thread_id for e in split.train} & {e.thread_id for e in split.validation}
+    assert sorted(ids(split.train) + ids(split.validation)) == sorted(ids(tuple(examples)))
+    assert 5 <= len(split.validation) <= len(examples) // 4 or (not split.validation and split.reason)
+    assert split == split_validation(list(examples), TrainConfig(min_validation=5, seed=99))
+
+
+def test_a_thread_too_long_for_a_quarter_stays_in_training_and_the_one_before_it_is_taken() -> None:
+    examples = in_threads([f"t{n}" for n in range(60)] + ["long"] * 30)
+    split = split_validation(examples, TrainConfig())
+    assert ids(split.validation) == [f"m{n}" for n in range(48, 60)]
+
+
+def test_a_mailbox_of_one_thread_has_no_validation_slice_and_the_reason_says_so() -> None:
+    split = split_validation(in_threads(["t"] * 200), TrainConfig())
+    assert (len(split.train), split.validation) == (200, ())
+    assert "whole ones make 0 validation mails" in split.reason
+
+
+def test_the_slice_is_looked_at_before_the_first_step_and_after_every_epoch() -> None:
+    assert looks_of([[0] * 10, [0] * 11, [0] * 9], 30) == {0, 10, 21, 30}
+
+
+def test_a_long_epoch_is_looked_at_half_way_too() -> None:
+    long, short = [0] * (LONG_EPOCH_STEPS + 2), [0] * LONG_EPOCH_STEPS
+    assert looks_of([long, short], 82) == {0, 21, 42, 82}
+
+
+def test_a_run_cut_by_max_steps_is_looked_at_when_it_ends() -> None:
+    assert looks_of([[0] * 10, [0] * 10], 13) == {0, 10, 13}
 
 
 # ---- learning rate ---------------------------------------------------------------------------------
@@ -132,6 +208,20 @@ def test_a_loss_that_never_fell_is_refused_at_the_end() -> None:
     stop_if_flat([3.0] * 19)
 
 
+def test_a_validation_loss_that_is_no_number_or_explodes_stops_with_both_losses() -> None:
+    with pytest.raises(TrainingDiverged, match=r"validation loss went from 3\.00 to nan .* by step 9"):
+        stop_if_validation_diverged([(0, 3.0), (9, math.nan)], [3.0])
+    with pytest.raises(TrainingDiverged, match=r"from 3\.00 to 5\.50 nat per token by step 9"):
+        stop_if_validation_diverged([(0, 3.0), (9, 5.5)], [3.0])
+    stop_if_validation_diverged([(0, 3.0), (9, 3.0 + EXPLODED)], [3.0])
+
+
+def test_a_validation_loss_that_never_fell_is_refused_at_the_end() -> None:
+    with pytest.raises(TrainingDiverged, match=r"3\.000 nat per token before training, at best 2\.996 in 2"):
+        stop_if_useless([(0, 3.0), (1, 2.996), (2, 3.1)], [3.0, 2.9], 0.005)
+    stop_if_useless([(0, 3.0), (1, 2.99), (2, 3.1)], [3.0, 2.9], 0.005)
+
+
 def test_weights_broken_by_the_last_step_are_refused() -> None:
     import torch
 
@@ -150,7 +240,7 @@ def test_a_fingerprint_changes_with_base_recipe_and_examples_and_with_nothing_el
     reference = fingerprint(config, examples, base)
     assert fingerprint(same, examples, base) == reference
     for other in (
-        fingerprint(TrainConfig(learning_rate=1e-3), examples, base),
+        fingerprint(TrainConfig(learning_rate=2e-3), examples, base),
         fingerprint(config, of_lengths([3, 5]), base),
         fingerprint(config, [EncodedExample("m0", "t", (0, 1, 2), 2), examples[1]], base),
         fingerprint(config, examples, tiny_base_model(id="another")),
