@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.quality import __main__ as quality
 from tests.benchmarks.quality import masking, modes, precision, sweep, time_split
 from tests.benchmarks.quality.ledger import Ledger, Run, code_version
 from tests.benchmarks.quality.page import replace_sections, table
@@ -52,11 +53,12 @@ def example(number: int, thread: str = "") -> Example:
 def test_a_finished_run_is_not_done_again_by_the_next_process(ledger: Ledger, tmp_path: Path) -> None:
     assert ledger.missing([RUN, RUN]) == [RUN]
 
-    ledger.add(RUN, RESULT)
+    Ledger(tmp_path / "quality.jsonl", "code-1", "abc1234").add(RUN, RESULT)
 
     again = Ledger(tmp_path / "quality.jsonl", "code-1")
     assert again.missing([RUN]) == []
     assert again.find(RUN) == RESULT
+    assert again.commits([RUN, Run("adapter", "pereira-s")]) == ["abc1234"]
 
 
 def test_a_run_counts_only_for_the_code_and_the_settings_it_was_made_with(
@@ -155,6 +157,22 @@ def test_a_new_section_is_added_at_the_end_of_the_page() -> None:
 
     assert written.startswith("# Quality\n")
     assert written.endswith("## First\n\none\n\n## Second\n\ntwo\n")
+
+
+def test_a_part_of_which_nothing_is_measured_leaves_its_section_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "SHARED", tmp_path)
+    page = tmp_path / "quality.md"
+    page.write_text(f"# Quality\n\n## {precision.TITLE}\n\nMeasured last year.\n")
+    arguments = ["--only", "precision", "--no-runs", "--work", str(tmp_path), "--out", str(page)]
+
+    assert quality.main(arguments) == 0
+    assert "Measured last year." in page.read_text()
+
+    Ledger(tmp_path / "quality.jsonl", "code-1", "abc1234").add(precision.run_of("david", "bf16"), RESULT)
+    assert quality.main([*arguments, "--code", "code-1"]) == 0
+    assert "commit abc1234" in page.read_text() and "last year" not in page.read_text()
 
 
 def test_a_table_is_markdown() -> None:
@@ -268,4 +286,4 @@ def test_the_ledger_holds_numbers_and_settings_only(ledger: Ledger, tmp_path: Pa
 
     line = json.loads((tmp_path / "quality.jsonl").read_text())
     assert line["result"] == {"held_out": [[2.0, 9]]}
-    assert set(line) == {"key", "code", "kind", "mailbox", "settings", "result"}
+    assert set(line) == {"key", "code", "commit", "kind", "mailbox", "settings", "result"}

@@ -5,7 +5,9 @@
     python -m tests.benchmarks.quality --no-runs --out docs/quality.md only write what is measured already
 
 Finished runs are kept in `--work` (quality.jsonl) and never done twice, so it may be stopped at any time.
-Parts that are not complete say how much of them is there. Exit code 1 when a run failed.
+They count for the code that they were made with; where a change cannot matter (the same numbers up to
+rounding, a docstring), `--code` goes on with the runs of before. Parts that are not complete say so, and a
+part of which nothing is measured leaves its section alone. Exit code 1 when a run failed.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.mailboxes import SHARED
@@ -48,29 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # An ordinary `kill` must end the children too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parts: dict[str, ModuleType] = {name: importlib.import_module(MODULES[name]) for name in options.only}
-    code = code_version()
-    ledger = Ledger(options.work / "quality.jsonl", code)
+    machine = describe_machine()
+    ledger = Ledger(options.work / "quality.jsonl", options.code, machine["commit"])
     failures: list[str] = []
     if not options.no_runs:
         runs = [run for part in parts.values() for run in part.runs()]
         failures = do_missing(runs, ledger, options.work, options.processes)
-    sections = {part.TITLE: part.section(ledger) for part in parts.values()}
+    sections = {
+        part.TITLE: f"{_made_by(name, ledger.commits(part.runs()), machine)}\n\n{part.section(ledger)}"
+        for name, part in parts.items()
+        if any(ledger.find(run) is not None for run in part.runs())
+    }
     if options.out is not None:
-        command = shlex.join(["python", "-m", "tests.benchmarks.quality", "--only", ",".join(parts)])
-        sections = {title: f"{_made_by(command, code)}\n\n{text}" for title, text in sections.items()}
         page = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(replace_sections(page, sections), encoding="utf-8")
-    print(json.dumps({"code": code, "failures": failures, "sections": sections}, indent=2))
+    print(json.dumps({"code": options.code, "failures": failures, "sections": sections}, indent=2))
     return 1 if failures else 0
 
 
-def _made_by(command: str, code: str) -> str:
-    machine = describe_machine()
+def _made_by(name: str, commits: Sequence[str], machine: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {machine['packages'].get(name, '?')}" for name in ("torch", "transformers"))
     return (
-        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {machine['commit'] or 'unknown'} "
-        f"(training code {code}), {packages}."
+        f"`python -m tests.benchmarks.quality --only {name}`, {datetime.now(UTC):%Y-%m-%d}, "
+        f"commit {', '.join(commits) or 'unknown'}; {packages}."
     )
 
 
@@ -90,6 +93,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="folder of finished runs and of the base model's weights",
     )
     parser.add_argument("--processes", type=int, default=2, help="single-threaded processes (default: 2)")
+    parser.add_argument(
+        "--code", default=code_version(), help="version of the training code whose runs count (default: this)"
+    )
     parser.add_argument("--no-runs", action="store_true", help="measure nothing, write what is there")
     return parser.parse_args(arguments)
 

@@ -46,12 +46,17 @@ class Run:
 
 
 class Ledger:
-    """The file of finished runs, for one version of the measured code."""
+    """The file of finished runs, for one version of the measured code.
 
-    def __init__(self, file: Path, code: str) -> None:
+    `commit` is noted with every run that is added.
+    """
+
+    def __init__(self, file: Path, code: str, commit: str | None = None) -> None:
         self._file = file
         self._code = code
+        self._commit = commit
         self._found: dict[str, dict[str, Any]] = {}
+        self._commits: dict[str, str | None] = {}
         if file.is_file():
             for line in file.read_text(encoding="utf-8").splitlines():
                 try:
@@ -59,6 +64,7 @@ class Ledger:
                 except json.JSONDecodeError:
                     continue  # the last line of a run that was killed while writing
                 self._found[row["key"]] = row["result"]
+                self._commits[row["key"]] = row.get("commit")
 
     def find(self, run: Run) -> dict[str, Any] | None:
         """Return the result of a finished run, None when it has not been done with this code."""
@@ -69,14 +75,20 @@ class Ledger:
         wanted = {run.key(self._code): run for run in runs}
         return [run for key, run in wanted.items() if key not in self._found]
 
+    def commits(self, runs: Iterable[Run]) -> list[str]:
+        """Return the commits at which those of the runs that are finished were made."""
+        found = {self._commits.get(run.key(self._code)) for run in runs}
+        return sorted(commit for commit in found if commit)
+
     def add(self, run: Run, result: dict[str, Any]) -> None:
         """Keep a result, at once on disk."""
         key = run.key(self._code)
-        self._found[key] = result
+        self._found[key], self._commits[key] = result, self._commit
         self._file.parent.mkdir(parents=True, exist_ok=True)
         row = {
             "key": key,
             "code": self._code,
+            "commit": self._commit,
             "kind": run.kind,
             "mailbox": run.mailbox,
             "settings": run.settings,
