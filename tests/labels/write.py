@@ -1,8 +1,9 @@
 """Show the sample of a mailbox for labelling, and turn what was noted into spans.
 
-    python -m tests.labels.write MAILBOX         # shows the mails with numbered lines. This is mail text: for
-                                                 # a terminal or a file outside the repository only
-    python -m tests.labels.write MAILBOX NOTES   # reads notes, writes labels/MAILBOX.jsonl
+    python -m tests.labels.write SAMPLE MAILBOX         # shows the mails with numbered lines. This is mail
+                                                        # text: for a terminal or a file outside the
+                                                        # repository only
+    python -m tests.labels.write SAMPLE MAILBOX NOTES   # reads notes, writes labels/SAMPLE/MAILBOX.jsonl
 
 A note is one line: `<number of the mail in the sample> own 0-3,7 unsure 9`, lines numbered from 0; `own -`
 for none. A line that is only partly own is noted as `7:0-21`, characters of that line. What is neither is
@@ -24,16 +25,16 @@ LABELS = Path(__file__).parent
 _PIECE = re.compile(r"(\d+)(?:-(\d+)|:(\d+)-(\d+))?$")
 
 
-def show(mailbox: str) -> None:
+def show(sample: str, mailbox: str) -> None:
     """Print the sample with numbered lines; blank ones are left out."""
-    for number, (mail, text, stratum) in enumerate(draw(read_mailbox(mailbox))):
+    for number, (mail, text, stratum) in enumerate(draw(read_mailbox(mailbox), sample)):
         print(f"=== {mailbox} {number} [{stratum}] subject: {mail.subject}")
         for at, line in enumerate(text.split("\n")):
             if line.strip():
                 print(f"{at:3} {line}")
 
 
-def write(mailbox: str, notes: Path) -> None:
+def write(sample: str, mailbox: str, notes: Path) -> None:
     """Write one label a line; raises ValueError for a mail without a note."""
     noted: dict[int, dict[str, str]] = {}
     for line in notes.read_text().splitlines():
@@ -41,7 +42,7 @@ def write(mailbox: str, notes: Path) -> None:
         if number:
             noted[int(number)] = dict(zip(words[::2], words[1::2], strict=True))
     rows = []
-    for number, (mail, text, stratum) in enumerate(draw(read_mailbox(mailbox))):
+    for number, (mail, text, stratum) in enumerate(draw(read_mailbox(mailbox), sample)):
         if number not in noted:
             raise ValueError(f"mail {number} of {mailbox} has no note")
         rows.append(
@@ -53,7 +54,8 @@ def write(mailbox: str, notes: Path) -> None:
                 "unsure": spans_of(text, noted[number].get("unsure", "-")),
             }
         )
-    target = LABELS / f"{mailbox}.jsonl"
+    target = LABELS / sample / f"{mailbox}.jsonl"
+    target.parent.mkdir(exist_ok=True)
     target.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"{target.name}: {len(rows)} mails")
 
@@ -80,7 +82,7 @@ def spans_of(text: str, note: str) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        show(sys.argv[1])
+    if len(sys.argv) == 3:
+        show(*sys.argv[1:])
     else:
-        write(sys.argv[1], Path(sys.argv[2]))
+        write(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -7,7 +7,7 @@
     pasted       articles, releases, transcripts and mails that stand below own words without a mark
     tails        last lines that the mailbox repeats in 30 % of its mails or more
     machine      a mailbox that a program wrote
-    signed       mails that end in a name which is not the author's
+    signed       mails that end in a name which is not the author's, forwards without a header
     length       too short, too long
     language     mails outside the mailbox's main languages
     duplicates   near-duplicates of an earlier mail
@@ -69,6 +69,8 @@ class CleanedText:
     replaced_secrets: int
     is_forward: bool
     is_reply: bool
+    is_bare_forward: bool
+    """A forward by its subject, in which nothing tells where the forwarded text begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,12 @@ def clean_mailbox(
             drop_of[mail.id] = DropReason.MACHINE
         else:
             kept.append((mail, text))
-    foreign = pasted.find_signed_by_others([(text.own_words, mail.sender) for mail, text in kept])
-    for at in foreign:
+    doubtful = pasted.find_doubtful(
+        [pasted.Signed(text.own_words, mail.sender, text.is_bare_forward) for mail, text in kept]
+    )
+    for at in doubtful:
         drop_of[kept[at][0].id] = DropReason.UNCLEAR_QUOTE
-    kept = [pair for at, pair in enumerate(kept) if at not in foreign]
+    kept = [pair for at, pair in enumerate(kept) if at not in doubtful]
 
     codes = [language_names.detect_language(text.own_words) for _, text in kept]
     wanted = (
@@ -272,9 +276,11 @@ def _cut_after(split: QuoteSplit, kept: int, reason: str) -> None:
 
 def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words: int) -> CleanedText:
     mail, split = part.mail, part.split
+    tailed = False
     if split.own:
         before = signatures.count_before_tail(split.lines, split.own, tails)
-        if before < len(split.own):
+        tailed = before < len(split.own)
+        if tailed:
             _cut_after(split, before, "repeated tail")
     own = paragraphs.unwrap(paragraphs.tidy(quotes.join_own(split.lines, split.own)))
     words = len(own.split())
@@ -309,6 +315,7 @@ def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words:
         drop=drop,
         replaced_secrets=replaced,
         is_forward=split.kind is QuoteKind.FORWARD,
+        is_bare_forward=split.kind is None and not tailed and subjects.is_forward_subject(mail.subject),
         is_reply=mail.is_reply
         or subjects.is_reply_subject(mail.subject)
         or (split.kind is QuoteKind.REPLY and not subjects.is_forward_subject(mail.subject)),

@@ -18,6 +18,10 @@ MAX_HTML_CHARS = 500_000
 _MAX_LINES = 20_000
 _MAX_CHARS = 100_000
 
+# Of one quoted block that many characters are rendered, so that own words below a huge one are still read; as
+# context for training 12,000 are kept.
+_MAX_QUOTED_CHARS = 20_000
+
 QUOTE_MARKER = "-----Original Message-----"
 
 _HTML_START = re.compile(r"\s{0,200}(?:<!doctype html|<html|<head|<body|<div|<p[ >]|<table|<meta)", re.I)
@@ -105,6 +109,7 @@ class _Renderer:
         self.depth = 0
         self.rest_is_quote = False
         self.size = 0
+        self.quoted = 0
 
     def render(self, root: etree._Element) -> str:
         skipped: etree._Element | None = None
@@ -140,6 +145,8 @@ class _Renderer:
             if self._is_quote(element, tag):
                 self._break_if_text()
                 self.depth -= 1
+                if not self.depth:
+                    self.quoted = 0
             preformatted -= tag == "pre"
             if tag in _BLOCKS:
                 self._break_if_text()
@@ -161,6 +168,10 @@ class _Renderer:
     def _text(self, text: str | None, preformatted: bool) -> None:
         if not text:
             return
+        if self.depth:
+            self.quoted += len(text)
+            if self.quoted > _MAX_QUOTED_CHARS:
+                return
         self.size += len(text)
         if preformatted:
             first, *others = text.split("\n")
@@ -174,6 +185,8 @@ class _Renderer:
     def _break(self) -> None:
         line = "".join(self.parts).strip()
         self.parts.clear()
+        if self.quoted > _MAX_QUOTED_CHARS and not line:
+            return
         self.lines.append("> " * min(self.depth, 5) + line if self.depth else line)
 
     def _break_if_text(self) -> None:

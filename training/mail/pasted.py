@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
@@ -82,7 +83,7 @@ _INTRODUCES = re.compile(
 )
 _SIGNED_NAME = re.compile(r"[-~–—]?\s?[A-Z][a-zà-ÿ][\w'’.-]*(?: [A-Z][\w'’.-]*){0,2}[.,!]?$")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
-_HEADING = re.compile(r"[A-Z0-9][^.?!]{5,90}$")
+_HEADING = re.compile(r"[A-Z0-9][^.?!:]{5,90}$")
 
 
 def find_pasted(
@@ -205,7 +206,7 @@ def _introduced_passage(
         heading = lines[own[start]].strip()
         if not (_speaks(intro) and _HEADING.match(heading) and heading[-1] not in ",;:-"):
             return None
-        if not (_INTRODUCES.search(subject[:200]) or _INTRODUCES.search(intro[-400:])):
+        if not (_INTRODUCES.search(subject[:200]) or _INTRODUCES.search(intro[:_MAX_CHARS])):
             return None
         passage = "\n".join(lines[own[position]] for position in range(start, len(own)))[:_MAX_CHARS]
         if len(passage.split()) >= _MIN_PASSAGE_WORDS and not _SPEAKER_OR_READER.search(passage):
@@ -257,22 +258,50 @@ def signing_name(text: str) -> str:
     return ""
 
 
-def find_signed_by_others(texts: Sequence[tuple[str, str]]) -> set[int]:
-    """Return the positions of texts that end in a name which is not the author's.
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The own words of one mail, for `find_doubtful`."""
 
-    `texts` are (own words, sender) of one mailbox. The author's names are those of the sender and every name
-    that stands under two of the texts: people sign with names that no address knows.
+    text: str
+    sender: str
+    bare_forward: bool
+    """A forward by its subject, without the header of what it forwards and without a signature of its own."""
+
+
+def find_doubtful(texts: Sequence[Signed]) -> set[int]:
+    """Return the positions of texts that somebody else wrote, or may have written.
+
+    These end in a name that is not the author's; or they are forwards whose author deleted the header of what
+    he forwards, and end in no name of his. The author's names are those of the sender and every name that
+    stands under two texts of the mailbox: people sign with names that no address knows.
     """
-    signed = {position: name for position, (text, _) in enumerate(texts) if (name := signing_name(text))}
-    often = {name for name, count in Counter(signed.values()).items() if count > 1}
-    owners = frozenset().union(*(owner_names(sender) for _, sender in texts)) if texts else frozenset()
-    if not owners and not often:
-        return set()
-    return {
+    signed = {position: name for position, mail in enumerate(texts) if (name := signing_name(mail.text))}
+    often = frozenset(name for name, count in Counter(signed.values()).items() if count > 1)
+    owners = frozenset().union(*(owner_names(mail.sender) for mail in texts)) if texts else frozenset()
+    doubtful = {
         position
-        for position, name in signed.items()
-        if name not in often and not any(owner in name or name in owner for owner in owners)
+        for position, mail in enumerate(texts)
+        if mail.bare_forward and not is_signed_by(mail.text, mail.sender, often)
     }
+    if owners or often:
+        doubtful |= {
+            position
+            for position, name in signed.items()
+            if name not in often and not any(owner in name or name in owner for owner in owners)
+        }
+    return doubtful
+
+
+def is_signed_by(text: str, sender: str, names: frozenset[str]) -> bool:
+    """Tell whether a text ends in the author's name, initials or a name of `names` (letters, lower case)."""
+    last = text[-200:].rsplit("\n", 1)[-1].lower()
+    words = ["".join(filter(str.isalpha, word)) for word in last.split()[-6:]]
+    ending = "".join(words[-3:])
+    owners = owner_names(sender)
+    initials = "".join(name[0] for name in re.findall(r"[^\W\d_]+", re.sub(r"@.*", "", sender.lower())))
+    return any(word in owners or word in names for word in (*words, ending)) or (
+        len(initials) >= 2 and bool(words) and words[-1].startswith(initials)
+    )
 
 
 @lru_cache(maxsize=256)
