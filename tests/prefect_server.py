@@ -1,8 +1,9 @@
-"""A Prefect server alone, with a password: for what is asked of it over REST, without workers."""
+"""A Prefect server alone, with a password, without workers: for flows of this process and for REST calls."""
 
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import socket
 import subprocess
@@ -10,18 +11,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from training.settings import PROJECT_ROOT
 
 PASSWORD = "anna:marsupilami"
 OWN_VARIABLES = ("DATABASE_URL", "OLLAMA_BASE_URL")
 REGISTER = PROJECT_ROOT / "deployments" / "register.py"
+DRAIN_S = 30.0
+"""The longest that a test module waits until its events and logs are sent; it takes less than a second."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,56 @@ def prefect_server() -> Iterator[PrefectServer]:
         process.kill()
         process.wait(30)
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def used_by_flows(server: PrefectServer) -> Iterator[None]:
+    """Let flows and Prefect clients of this process use the server inside the block.
+
+    What Prefect queued is sent at both ends. Its events worker is one for the process and keeps the address
+    of the server that it was made for: 7 s of attempts for every event once that server is gone, one after
+    the other, and Prefect's own test harness waits for all of them.
+    """
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    settings = {
+        PREFECT_API_URL: server.api,
+        PREFECT_API_AUTH_STRING: PASSWORD,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # costs each flow run a second
+    }
+    send_what_is_queued()
+    with temporary_settings(settings):
+        try:
+            yield
+        finally:
+            send_what_is_queued()
+
+
+def send_what_is_queued(limit_s: float = DRAIN_S) -> None:
+    """End Prefect's background services after they have sent what they hold; the next use makes new ones.
+
+    What is left after the limit is thrown away and fails the test: the end of the process would wait for it
+    without a limit.
+    """
+    from prefect.events.worker import EventsWorker
+
+    # One registry for all kinds: events, logs and what else Prefect sends from the background.
+    services = list(EventsWorker._instances.values())
+    _, unfinished = EventsWorker.drain_all(timeout=limit_s)
+    if not unfinished:
+        return
+    lost = 0
+    for service in services:
+        with suppress(queue.Empty):
+            while service._queue.get_nowait() is not None:
+                lost += 1
+        service._queue.put_nowait(None)
+    pytest.fail(f"Prefect's services were still sending after {limit_s:g} s; {lost} events or logs are lost.")
 
 
 def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:

@@ -79,7 +79,7 @@ def temporary_home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
+def stack_home() -> Iterator[Path]:
     with temporary_home() as folder:
         yield folder
 

@@ -1,8 +1,9 @@
-"""One real PostgreSQL for the whole session, one fresh database for every test."""
+"""One real PostgreSQL and one real Prefect server for all of these tests, a fresh database for every test."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from psycopg import sql
 
 from store import embedded
 from store.database import Database, migrate, open_database
+from tasks import tools
+from tests.prefect_server import OWN_VARIABLES, PrefectServer, prefect_server, used_by_flows
 
 _numbers = itertools.count(1)
 
@@ -61,6 +64,36 @@ def empty_database_url(postgres: str) -> Iterator[str]:
 def db(database_url: str) -> Iterator[Database]:
     with open_database(database_url) as database:
         yield database
+
+
+@pytest.fixture(scope="package")
+def shared_prefect_server() -> Iterator[PrefectServer]:
+    """A server that knows no deployment of ours and keeps what earlier modules ran: count nothing on it."""
+    with prefect_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def prefect(shared_prefect_server: PrefectServer) -> Iterator[PrefectServer]:
+    """Flows that a test calls run in this process, on the shared server."""
+    with used_by_flows(shared_prefect_server):
+        yield shared_prefect_server
+
+
+@pytest.fixture
+def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Settings of a machine of its own: fresh database, folder storage, the embedded engine."""
+    for name in [name for name in os.environ if name.startswith("OWNVOICE_") or name in OWN_VARIABLES]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    tools.settings.cache_clear()
+    tools.database.cache_clear()
+    yield tmp_path
+    if tools.database.cache_info().currsize:
+        tools.database().close()
+    tools.settings.cache_clear()
+    tools.database.cache_clear()
 
 
 def _fresh_database(server: str, template: str) -> Iterator[str]:

@@ -6,7 +6,6 @@ would have left them in.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from store import dispatch, jobs, users
 from store.database import Database
 from tasks import tools
-from tests.prefect_server import PASSWORD, prefect_server
+from tests.prefect_server import prefect_server, used_by_flows
 from training.config import load_train_config
 from training.schemas import Job, JobStatus, Stage, Trigger
 
@@ -27,42 +26,16 @@ BASE, OTHER_BASE = "smollm2-135m", "llama-3.1-8b"
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    """A real server that knows our deployments and automations.
-
-    Not Prefect's test harness: every event of ours counts in the zombie automation, and the harness's SQLite
-    then waits up to a minute for its own lock (see app/prefect_server.py).
-    """
-    from prefect.settings import (
-        PREFECT_API_AUTH_STRING,
-        PREFECT_API_URL,
-        PREFECT_LOGGING_TO_API_ENABLED,
-        temporary_settings,
-    )
-
+    """A server of its own, which knows our deployments and automations."""
     with prefect_server() as started:
         assert started.register().returncode == 0
-        settings = {
-            PREFECT_API_URL: started.api,
-            PREFECT_API_AUTH_STRING: PASSWORD,
-            PREFECT_LOGGING_TO_API_ENABLED: False,  # or its last lines wait for the dead server
-        }
-        with temporary_settings(settings):
+        with used_by_flows(started):
             yield
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name in [name for name in os.environ if name.startswith("OWNVOICE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
+def hurried(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.dispatch.QUIET_S", 0.0)
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
-    yield tmp_path
-    tools.database().close()
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
 
 
 def make_job(db: Database, name: str, base: str = BASE, trigger: Trigger = Trigger.APP) -> Job:

@@ -33,21 +33,9 @@ from tests.voices import (
 from training.errors import ConfigError, JobAlreadyActive, ServingUnavailable, StorageError
 from training.schemas import EraseReceipt, EraseResult, Job, JobStatus, Stage, User
 
+pytestmark = pytest.mark.usefixtures("prefect")
 ADDRESS = "ann@example.net"
 STEPS = ("stop_jobs", "remove_adapters", "remove_job_folders", "remove_prefect_records", "remove_rows")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    # The heartbeat costs each flow run a second.
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +43,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three different adapter files, small ones: nobody generates with them here."""
     folder = tmp_path_factory.mktemp("adapters")
     return [write_adapter(folder / f"{seed}.gguf", seed=seed, layers=1) for seed in (1, 2, 3)]
-
-
-@pytest.fixture
-def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    for name in ("OWNVOICE_SERVING", "OLLAMA_BASE_URL", "OWNVOICE_STORAGE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
-    yield tmp_path
-    tools.database().close()
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
 
 
 @pytest.fixture
@@ -456,6 +430,12 @@ def test_flow_runs_and_artifacts_of_the_jobs_go_and_those_of_others_stay(
     from prefect import flow, tags
     from prefect.artifacts import create_markdown_artifact
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        ArtifactFilter,
+        ArtifactFilterKey,
+        FlowRunFilter,
+        FlowRunFilterId,
+    )
     from prefect.runtime import flow_run
 
     @flow
@@ -480,12 +460,14 @@ def test_flow_runs_and_artifacts_of_the_jobs_go_and_those_of_others_stay(
     named, address, longer = train("ann"), train("Ann@Example.net"), train("anna")
     receipt = erase()
 
+    runs = FlowRunFilter(id=FlowRunFilterId(any_=[own, other, shared, named, address, longer]))
+    pictures = [f"training-{job_id}" for job_id in (hers, someone_elses)]
+    artifacts = ArtifactFilter(key=ArtifactFilterKey(any_=pictures))
     with get_client(sync_client=True) as client:
-        left = {str(run.id) for run in client.read_flow_runs()}
-        keys = {artifact.key for artifact in client.read_artifacts()}
-    assert left.isdisjoint({own, named, address})
-    assert {other, shared, longer} <= left
-    assert f"training-{hers}" not in keys and f"training-{someone_elses}" in keys
+        left = {str(run.id) for run in client.read_flow_runs(flow_run_filter=runs)}
+        keys = {artifact.key for artifact in client.read_artifacts(artifact_filter=artifacts)}
+    assert left == {other, shared, longer}
+    assert keys == {f"training-{someone_elses}"}
     found = results(receipt)
     assert found["flow runs flow runs prefect"] is EraseResult.REMOVED
     assert found["flow runs shared flow runs prefect"] is EraseResult.KEPT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -48,35 +49,17 @@ from training.schemas import (
     User,
 )
 
+pytestmark = pytest.mark.usefixtures("prefect")
 BASE = "smollm2-135m"
 WORSE, BETTER = 4.0, 3.0
 SECRET_WORD = "marsupilami"
 """Stands for mail text where none may be."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture
-def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Settings of a machine of its own: fresh database, folder storage, the embedded engine."""
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    for name in ("OWNVOICE_SERVING", "OLLAMA_BASE_URL", "OWNVOICE_STORAGE_URL", "OWNVOICE_TRAIN_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    # Samples are short here: they are generated in every test that promotes.
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are generated in every test that promotes."""
     monkeypatch.setattr("tasks.publish.SAMPLE_OPTIONS", GenerateOptions(seed=7, max_tokens=8))
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
-    yield tmp_path
-    tools.database().close()
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
 
 
 @pytest.fixture
@@ -103,7 +86,9 @@ def losses(nll: float, count: int = 6) -> list[dict[str, Any]]:
     ]
 
 
+@functools.cache
 def chat_template() -> ChatTemplate:
+    """Return the base's own; reading the header of its GGUF takes a second or more."""
     field = gguf.GGUFReader(smollm2_gguf()).get_field("tokenizer.chat_template")
     assert field is not None
     return ChatTemplate(template=field.contents(), bos_token="<|im_start|>", eos_token="<|im_end|>")

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,34 +14,16 @@ import pytest
 
 from store import jobs, retraining, users
 from store.database import Database
-from tasks import tools
 from training.errors import ConfigError, OrchestratorUnavailable, OwnvoiceError, StoreUnavailable
 from training.schemas import JobStatus, Outcome, RetrainLine, ScanReport, Stage
 
+pytestmark = pytest.mark.usefixtures("prefect", "home")
 BASE = "smollm2-135m"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    for name in ("OWNVOICE_TRAIN_CONFIG", "OWNVOICE_BASE_MODEL"):
-        monkeypatch.delenv(name, raising=False)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.retraining.POLL_S", 0.02)
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
-    yield tmp_path
-    tools.database().close()
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
 
 
 @pytest.fixture

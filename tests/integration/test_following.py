@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,36 +16,23 @@ from tasks.job_folder import CANCEL, ERROR, METRICS, PROGRESS, SPEC
 from training.errors import OwnvoiceError, StoreUnavailable, TrainingCancelled
 from training.schemas import Job, Stage, TrainingProgress
 
+pytestmark = pytest.mark.usefixtures("prefect")
 PRICE = 3.6
 """Dollars an hour: a tenth of a cent a second."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 @pytest.fixture
-def job(tmp_path: Path, database_url: str, db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+def job(home: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job at its training, with a spec in its folder."""
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("OWNVOICE_HOURLY_PRICE", str(PRICE))
     monkeypatch.setenv("OWNVOICE_DATABASE_WAIT_S", "1")
     monkeypatch.setattr(progress, "SHOW_EVERY_S", 0.0)
     monkeypatch.setattr(following, "POLL_S", 0.02)
     tools.settings.cache_clear()
-    tools.database.cache_clear()
     user = users.create_user(db, "anna@example.org", consent=True)
     made = jobs.create_job(db, user.id, base_model="tiny", config={}, lora_rank=8, lora_alpha=16.0)
     dispatch.take_up(db, made.id, str(uuid4()))
-    yield jobs.enter_stage(db, made.id, Stage.TRAIN)
-    tools.database().close()
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
+    return jobs.enter_stage(db, made.id, Stage.TRAIN)
 
 
 def write_progress(job: Job, step: int, steps: int, seconds: float, eta_s: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,35 +12,17 @@ import pytest
 from store import users
 from store.database import Database
 from store.erase import count_rows
-from tasks import tools
 from tests.adapters import write_adapter
 from tests.e2e.stack import OWNVOICE, CommandLine, finish
+from tests.prefect_server import PASSWORD, PrefectServer
 from tests.voices import at_the_gate, promote, put_in_folder
 from training.schemas import User
 
 
-@pytest.fixture(scope="module")
-def prefect_url() -> Iterator[str]:
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
-
-
 @pytest.fixture
-def command(
-    tmp_path: Path, database_url: str, prefect_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[CommandLine]:
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    for name in ("OWNVOICE_SERVING", "OLLAMA_BASE_URL", "OWNVOICE_STORAGE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
-    yield CommandLine(tmp_path, {"DATABASE_URL": database_url, "PREFECT_API_URL": prefect_url})
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
+def command(home: Path, database_url: str, shared_prefect_server: PrefectServer) -> CommandLine:
+    address = {"PREFECT_API_URL": shared_prefect_server.api, "PREFECT_API_AUTH_STRING": PASSWORD}
+    return CommandLine(home, {"DATABASE_URL": database_url, **address})
 
 
 @pytest.fixture

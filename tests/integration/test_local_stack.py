@@ -329,8 +329,8 @@ def test_dead_server_is_replaced_on_its_port(local_stack: StackOf, hello_project
         assert _wait(orchestrator, run_id, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED"
 
 
-def test_down_leaves_nothing_running_even_with_a_live_run(home: Path, tmp_path: Path) -> None:
-    settings = stack_settings(home)
+def test_down_leaves_nothing_running_even_with_a_live_run(stack_home: Path, tmp_path: Path) -> None:
+    settings = stack_settings(stack_home)
     stack = local.up(settings, prefect_file=write_hello_project(tmp_path), first_port=4760)
     with Orchestrator(stack.prefect_api_url) as orchestrator:
         _wait(orchestrator, orchestrator.start_run("hello/cpu", {"seconds": 300}), "RUNNING")
@@ -347,11 +347,11 @@ def test_down_leaves_nothing_running_even_with_a_live_run(home: Path, tmp_path: 
     assert not local.down(settings)
 
 
-def test_failed_up_stops_what_it_started(home: Path, tmp_path: Path) -> None:
+def test_failed_up_stops_what_it_started(stack_home: Path, tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").write_text(
         "deployments: [{name: a, entrypoint: 'missing.py:f', work_pool: {name: cpu}}]"
     )
-    settings = stack_settings(home)
+    settings = stack_settings(stack_home)
     mine = psutil.Process()
     before = {process.pid for process in mine.children()}
     seen: set[int] = set()

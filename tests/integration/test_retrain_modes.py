@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -40,6 +39,7 @@ from training.export import sha256_of
 from training.schemas import DataReport, Example, Job, JobSpec, Outcome, RetrainMode, Stage, User
 from training.start_adapter import CONFIG_FILE, WEIGHTS_FILE
 
+pytestmark = pytest.mark.usefixtures("prefect")
 BASE = "smollm2-135m"
 QUICK: dict[str, Any] = {
     "max_steps": 2,
@@ -58,28 +58,6 @@ THINGS = (
     "cork float",
 )
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture
-def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    for name in ("OWNVOICE_STORAGE_URL", "OWNVOICE_TRAIN_CONFIG", "OWNVOICE_BASE_MODEL"):
-        monkeypatch.delenv(name, raising=False)
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
-    yield tmp_path
-    tools.database().close()
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
 
 
 @pytest.fixture

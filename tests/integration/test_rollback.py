@@ -28,32 +28,7 @@ from tests.voices import (
 from training.errors import AdapterRefused, InvalidTransition, NoConsent, ServingUnavailable
 from training.schemas import Job, JobStatus, Outcome, User
 
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    # The heartbeat costs each flow run a second.
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
-
-
-@pytest.fixture
-def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    for name in ("OWNVOICE_SERVING", "OLLAMA_BASE_URL", "OWNVOICE_STORAGE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
-    yield tmp_path
-    tools.database().close()
-    tools.settings.cache_clear()
-    tools.database.cache_clear()
+pytestmark = pytest.mark.usefixtures("prefect")
 
 
 @pytest.fixture
