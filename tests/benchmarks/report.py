@@ -1,13 +1,18 @@
-"""The figures as one JSON object, and as the Markdown page docs/performance.md."""
+"""The figures as one JSON object, and as a Markdown page (docs/performance.md, docs/orchestration.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
+from textwrap import wrap
 from types import ModuleType
 from typing import Any
 
 from tests.benchmarks.machine import OTHERS_LIMIT, QUIET_AVG10
+
+WIDTH = 110
+KEEP = "<!-- What follows is written by hand; the benchmark that writes this page keeps it. -->"
 
 
 def assemble(
@@ -35,12 +40,20 @@ def assemble(
     }
 
 
-def to_markdown(figures: dict[str, Any], parts: Mapping[str, ModuleType]) -> str:
-    """Return the page: command, machine, whether the figures count, one table a part."""
+def kept_by_hand(page: Path) -> str:
+    """Return what stands in `page` from the line KEEP on, to stand below new tables; else nothing."""
+    if not page.is_file():
+        return ""
+    _, line, below = page.read_text(encoding="utf-8").partition(KEEP)
+    return f"\n{line}{below}" if line else ""
+
+
+def to_markdown(figures: dict[str, Any], parts: Mapping[str, ModuleType], title: str = "Performance") -> str:
+    """Return the page: command, machine, whether the figures count, one table a part with its notes."""
     machine = figures["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
-        "# Performance",
+        f"# {title}",
         "",
         "Measured by one command, from the root of the repository:",
         "",
@@ -60,6 +73,8 @@ def to_markdown(figures: dict[str, Any], parts: Mapping[str, ModuleType]) -> str
                 continue
             header, *rows = part.table(figures[name])
             lines += [_row(header), "|---" + "|--:" * (len(header) - 1) + "|", *map(_row, rows)]
+            for note in part.notes(figures[name]) if hasattr(part, "notes") else ():
+                lines += ["", *wrap(note, WIDTH)]
     return "\n".join(lines) + "\n"
 
 

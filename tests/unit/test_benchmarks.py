@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from app import local
 from store.importers.mbox import read_mbox
-from tests.benchmarks import cohort, flow_runs, mailboxes, report, run, train
+from tests.benchmarks import cohort, cohort_speed, fixed_costs, flow_runs, mailboxes, report, run, train
 from tests.benchmarks.child import describe_failure, run_child
 from tests.benchmarks.cohort import FEW_STEPS, PEOPLE, STEPS, compare, describe_group
 from tests.benchmarks.job import describe
@@ -26,7 +27,7 @@ from tests.benchmarks.machine import (
     peak_rss_bytes,
     read_pressure,
 )
-from tests.benchmarks.step_clock import StepClock
+from tests.benchmarks.step_clock import StepClock, seconds_for
 from training.config import load_train_config
 from training.errors import ConfigError, OwnvoiceError
 from training.schemas import Job, JobMetrics, JobStatus, Outcome
@@ -45,12 +46,34 @@ LOADED = "loaded %s in %.1f s"
 TRAINED = "%d of %d adapters trained on %s"
 QUIET = {"before_avg10": 0.4, "after_avg10": 3.0, "stalled_share": 0.01}
 BUSY = {**QUIET, "before_avg10": 64.0}
+TRL = {
+    "mails_per_step": 8,
+    "allocator": "the system's",
+    "attention": "eager",
+    "sampling": "random",
+    "gradient_checkpointing": True,
+}
+PARAMETERS = 125_000_000
 RUNS = [
-    {"trainer": "ours", "tokens_per_second": 900.0, "peak_rss_bytes": 2_000_000_000},
-    {"trainer": "trl_best", "tokens_per_second": 300.0, "peak_rss_bytes": 5_000_000_000},
-    {"trainer": "ours", "tokens_per_second": 700.0, "peak_rss_bytes": 1_900_000_000},
-    {"trainer": "trl_best", "tokens_per_second": 200.0, "peak_rss_bytes": 4_000_000_000},
+    {
+        "trainer": trainer,
+        "tokens_per_second": rate,
+        "fed_tokens_per_second": fed,
+        "peak_rss_bytes": peak,
+        **({"parameters": PARAMETERS} if trainer == "ours" else TRL),
+    }
+    for trainer, rate, fed, peak in (
+        ("ours", 900.0, 600.0, 2_000_000_000),
+        ("trl_best", 300.0, 330.0, 5_000_000_000),
+        ("ours", 700.0, 500.0, 1_900_000_000),
+        ("trl_default", 70.0, 100.0, 3_000_000_000),
+        ("ours", 800.0, 550.0, 1_900_000_000),
+        ("trl_best", 200.0, 220.0, 4_000_000_000),
+        ("ours", 600.0, 400.0, 1_900_000_000),
+        ("trl_default", 50.0, 80.0, 3_000_000_000),
+    )
 ]
+PEAK_FLOPS = 1e12
 JOB = Job(
     id="job-1",
     user_id="user-1",
@@ -89,6 +112,33 @@ def ended_after(*seconds: float, run: str | None = None) -> list[Job]:
 
 SEPARATE = describe_group(ended_after(40, 120, 80), base_loads=3)
 TOGETHER = describe_group(ended_after(30, 45, 60, run="cohort"), base_loads=1)
+SPEED: dict[str, Any] = {
+    "epochs": 3,
+    "mailboxes": [
+        {"name": name, "examples": 10, "tokens": tokens}
+        for name, tokens in (("david", 36_000), ("pereira-s", 72_000), ("dasovich-j", 54_000))
+    ],
+    "cohorts": [
+        {
+            "people": people,
+            "ways": {
+                way: {
+                    "adapters_per_hour": 3600 * people / seconds,
+                    "seconds": seconds,
+                    "calculated_seconds": 1.01 * seconds,
+                    "measured_to_the_end": people == 3,
+                    "peak_rss_bytes": 2_000_000_000,
+                }
+                for way, seconds in (("warm", 60.0 * people), ("pinned", 50.0 * people))
+            },
+        }
+        for people in (1, 4, 3)
+    ],
+    "trl": [
+        {"name": name, "seconds": seconds, "measured_to_the_end": False, "attention": "eager", "steps": 7}
+        for name, seconds in (("david", 150.0), ("pereira-s", 300.0), ("dasovich-j", 200.0))
+    ],
+}
 IMPORTED = {"mails": 1139, "mails_per_second": 4000.0, "peak_rss_bytes": 60_000_000}
 FIGURES: dict[str, dict[str, Any]] = {
     "train": {
@@ -96,8 +146,20 @@ FIGURES: dict[str, dict[str, Any]] = {
         "base_model": "smollm2-135m",
         "examples": 141,
         "runs": RUNS,
+        "gemm": {"threads": 2},
+        "trl_attention": {"sdpa": 240.0, "eager": 260.0},
         **train.compare(RUNS),
+        **train.roofline(PEAK_FLOPS, RUNS),
     },
+    "fixed": {
+        "base_model": "smollm2-135m",
+        "seconds": dict.fromkeys(fixed_costs.NAMES, 0.5),
+        "all_seconds": 3.5,
+        "adapter_bytes": 19_600_000,
+        "gguf_bytes": 9_800_000,
+        "runs": [{}, {}, {}],
+    },
+    "cohort_speed": {**SPEED, **cohort_speed.compare(SPEED)},
     "import": {"mailbox": "wh-rice-c", "jsonl": IMPORTED, "mbox": IMPORTED},
     "job": {
         "mailbox": "david",
@@ -161,7 +223,7 @@ def assembled(pressure: dict[str, float] | None = QUIET, **changes: Any) -> dict
 
 
 def test_every_part_has_a_title_a_measurement_and_a_table(parts: dict[str, ModuleType]) -> None:
-    assert list(parts) == ["train", "import", "job", "cohort", "clean", "scan"]
+    assert list(parts) == ["train", "fixed", "cohort_speed", "import", "job", "cohort", "clean", "scan"]
     for part in parts.values():
         assert part.TITLE and callable(part.measure) and callable(part.table)
 
@@ -189,6 +251,8 @@ def test_page_shows_the_command_the_machine_and_every_part(parts: dict[str, Modu
     assert "Z80, 2 cores, 8 GB" in page
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         "## Training",
+        "## Fixed costs",
+        "## Adapters an hour",
         "## Import",
         "## One job",
         "## Cohort",
@@ -196,7 +260,8 @@ def test_page_shows_the_command_the_machine_and_every_part(parts: dict[str, Modu
         "## Scan",
     ]
     assert (
-        "| TRL, best CPU configuration | 250 | 300, 200 | 5.00 GB | 3.2x as fast, 0.40x the memory |" in page
+        "| TRL, best CPU configuration | 250 | 300, 200 | 12% | 14% | 5.00 GB "
+        "| 3.5x as fast (3.0, 4.0), 0.40x the memory |" in page
     )
     assert "3.329 → 2.563" in page
 
@@ -337,6 +402,7 @@ def test_stack_that_fails_is_stopped_and_its_home_deleted(
 def test_missing_trl_is_said_with_the_command_that_brings_it(parts: dict[str, ModuleType]) -> None:
     alone = [run for run in RUNS if run["trainer"] == "ours"]
     figures = {**FIGURES["train"], **train.compare(alone), "runs": alone, "trl_missing": train.INSTALL_TRL}
+    assert figures["ours_to"] == {}
     assert "pip install --constraint constraints.txt" in report.to_markdown(
         assembled(found={"train": figures}), parts
     )
@@ -367,7 +433,10 @@ def test_unknown_part_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="2"):
         run.main(["--only", "train,speed"])
     said = capsys.readouterr().err
-    assert "there is no part speed; choose from train, import, job, cohort, clean, scan" in said
+    assert (
+        "there is no part speed; choose from train, fixed, cohort_speed, import, job, cohort, clean, scan"
+        in said
+    )
 
 
 def test_failure_quotes_our_own_errors_only() -> None:
@@ -398,18 +467,110 @@ def test_pressure_is_read_as_the_kernel_writes_it(tmp_path: Path) -> None:
 def test_first_step_warms_up_and_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 110.0, 111.0, 112.0])
     monkeypatch.setattr("tests.benchmarks.step_clock.time.perf_counter", lambda: next(times))
-    clock = StepClock()
+    clock, embedding = StepClock(), Embedding()
+    clock.watch_inputs(embedding)
     clock.start()
     clock.start()
     for tokens in (500, 900, 1300):
+        embedding.feed(300)
         clock.step_done(tokens)
     assert clock.figures() == {
         "tokens_per_second": 400.0,
+        "fed_tokens_per_second": 300.0,
         "seconds": 2.0,
         "tokens": 800,
         "steps": 2,
         "first_step_seconds": 10.0,
+        "first_step_tokens": 500,
     }
+    # A longer run at this pace: 10 s for the first 500 tokens, 400 a second for the other 4,000.
+    assert seconds_for(clock.figures(), 4500) == 20.0
+
+
+class Embedding:
+    """As much of a torch module as the clock needs."""
+
+    def register_forward_hook(self, hook: Callable[[object, tuple[Any, ...], object], None]) -> None:
+        self._hook = hook
+
+    def feed(self, tokens: int) -> None:
+        self._hook(self, (SimpleNamespace(numel=lambda: tokens),), None)
+
+
+def test_trainers_are_compared_within_neighbouring_pairs_and_the_median_counts() -> None:
+    assert train.compare(RUNS)["ours_to"] == {
+        "trl_best": {"tokens_per_second": 3.5, "each_pair": [3.0, 4.0], "peak_rss_bytes": 0.4},
+        "trl_default": {"tokens_per_second": 11.0, "each_pair": [10.0, 12.0], "peak_rss_bytes": 0.67},
+    }
+
+
+def test_roof_is_the_peak_over_four_flop_a_weight() -> None:
+    roof = train.roofline(PEAK_FLOPS, RUNS)["roofline"]
+    assert roof["tokens_per_second"] == 2000.0
+    assert roof["shares"]["ours"] == {"tokens": 0.375, "fed_tokens": 0.256}
+
+
+def test_people_are_dealt_to_trainers_by_tokens() -> None:
+    people = [{"name": name, "tokens": tokens} for name, tokens in (("a", 1), ("b", 6), ("c", 3), ("d", 5))]
+    assert [[p["name"] for p in hand] for hand in cohort_speed.deal(people, 2)] == [["b", "a"], ["d", "c"]]
+    assert cohort_speed.deal(people[:1], 2) == [people[:1]]
+
+
+def test_whole_training_is_calculated_from_its_measured_parts() -> None:
+    # 20 s of process, of which 2 + 3 s were steps: 15 s of everything else.
+    measured = {
+        "first_step_seconds": 2.0,
+        "first_step_tokens": 200,
+        "seconds": 3.0,
+        "tokens_per_second": 100.0,
+    }
+    trainer = {"process_seconds": 20.0, "people": [measured]}
+    assert cohort_speed.whole_seconds(trainer, [{"tokens": 10_200}]) == 15 + 2 + 100
+
+
+def test_cohorts_are_compared_with_trl_on_the_same_people() -> None:
+    one, four, three = cohort_speed.compare(SPEED)["compared"]
+    assert one == {"people": 1, "faster_way": "pinned", "trl_adapters_per_hour": 24.0, "ours_to_trl": 3.0}
+    assert four["trl_adapters_per_hour"] == 18.0  # 150 + 300 + 200 + 150 s: the first mailbox again
+    assert three["ours_to_trl"] == pytest.approx(650 / 150, abs=0.01)
+
+
+def test_page_has_the_title_of_its_file_and_keeps_what_people_wrote_below_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module = run.load_parts(["clean"])["clean"]
+    monkeypatch.setattr(module, "measure", lambda work, quick, progress: FIGURES["clean"])
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    page = tmp_path / "orchestration.md"
+    kept = f"{report.KEEP}\n\n## By hand\n\nA sentence.\n"
+    page.write_text(f"# Old\n\nold figures\n\n{kept}")
+    for _ in range(2):  # and no empty line more each time
+        assert run.main(["--only", "clean", "--out", str(page)]) == 0
+        written = page.read_text()
+        assert written.startswith("# Orchestration\n")
+        assert "old figures" not in written and "## Cleaning" in written
+        assert written.endswith(f"|\n\n{kept}")
+
+
+@pytest.mark.parametrize("name", ["performance", "orchestration"])
+def test_pages_in_the_repository_have_their_own_titles(name: str) -> None:
+    page = (PROJECT_ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {name.capitalize()}\n")
+
+
+def test_sizes_reach_only_the_parts_that_take_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    def measure(work: Path, quick: bool, progress: object, rounds: int | None = None) -> dict[str, Any]:
+        seen.append(rounds)
+        return FIGURES["train"]
+
+    parts = run.load_parts(["train", "clean"])
+    monkeypatch.setattr(parts["train"], "measure", measure)
+    monkeypatch.setattr(parts["clean"], "measure", lambda work, quick, progress: FIGURES["clean"])
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    assert run.main(["--only", "train,clean", "--rounds", "5", "--full-trl"]) == 0
+    assert seen == [5]
 
 
 def test_generated_mail_is_the_same_each_time_and_survives_the_way_through_mbox(tmp_path: Path) -> None:
