@@ -23,8 +23,12 @@ _QUOTE_RUN = re.compile(r"(?:^[ \t]*+>[^\r\n]*+(?:\r\n?|\n|\Z))++", re.M)
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u2060\ufeff\ufffd]")
 _ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _SOFT_BREAK = re.compile(r"=[ \t]{0,4}\n")
-_QP_EVIDENCE = re.compile(r"=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=(?:20|09|3D)(?=[A-Z\s<\"])")
-_QP_BYTES = re.compile(r"(?:=[0-9A-F]{2})+")
+# RFC 2045 §6.7 encodes "=", what is not ASCII, and blanks at the end of a line. "x=20 and y=30" is a formula.
+_QP_EVIDENCE = re.compile(
+    r"=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=3D|=[CDE][0-9A-F]=[89AB][0-9A-F]"
+    r"|(?<=[A-Za-z])=(?:9[1-7](?=[a-z ])|[C-F][0-9A-F](?=[a-z ,.!?\n]))"
+)
+_QP_BYTES = re.compile(r"(?:=(?:[89A-F][0-9A-F]|3D|20|09|2E))+")
 # A run that starts with what a UTF-8 lead byte and continues with what UTF-8 continuation bytes look like
 # when they are read as Windows-1252.
 _MOJIBAKE = re.compile(

@@ -134,7 +134,9 @@ _VERBS = (
     r"napisał|napisała|napsal\(a\)|napsal|написал|написал\(а\)|пишет|írta|şunu yazdı|şunları yazdı|a scris|"
     r"έγραψε"
 )
-_ENDS_WITH_VERB = re.compile(r"(?:\b(?:" + _VERBS + r"|said)(?!\w)|のメール|写道|작성)\s?[:：]$", re.I)
+_ENDS_WITH_VERB = re.compile(
+    r"(?:\b(?:" + _VERBS + r"|said)(?!\w)|のメール|写道|작성)(?:\s\((?:[^()]|\(s\)){1,60}\))?\s?[:：]$", re.I
+)
 # German and its neighbours put the name after the verb: "Am … schrieb Bob Lee <bob@x.com>:"
 _VERB_THEN_NAME = re.compile(
     r"\b(?:schrieb|schreef|skrev|napisał\(?a?\)?|napsal\(?a?\)?)\s[\"'<\[]?[A-ZÀ-Ý<\"'].{0,200}[:：]$"
