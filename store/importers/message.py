@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.errors import HeaderParseError
 from email.header import decode_header
 from email.message import Message as StandardMessage
 from email.utils import getaddresses, parsedate_to_datetime
@@ -29,6 +30,9 @@ MAX_ID_CHARS = 250
 """Longer ids are replaced by their digest: an index entry has room for about 2,700 bytes."""
 MAX_HEADER_CHARS = 1_000
 MAX_RECIPIENTS_CHARS = 20_000
+MAX_HEADER_BYTES = 32_000
+"""Of one header as it stands: the standard library's time and memory for RFC 2047 words are not linear."""
+_MAX_CONTENT_TYPE_BYTES = 2_000
 MAX_PARTS = 500
 MAX_DEPTH = 20
 EARLIEST = datetime(1980, 2, 1, tzinfo=UTC)
@@ -112,7 +116,11 @@ UNSENT_FOLDERS = frozenset(
 """Mail from the person's address that they did not send: drafts, forgeries in spam, chat lines."""
 
 _UNFOLD = re.compile(rb"\r?\n[ \t]+")
+_FOLDED_LINE = re.compile(rb"[^\n]++(?:\n[ \t]++[^\n]*+)*+")
+_LONG_BLOCK = 100_000
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
+_LINE_ENDS = re.compile(rb"[\r\n]*")
+_WORDS = re.compile(r"\S+(?:\s+\S+){0,999}")
 _FIELD_NAME = re.compile(rb"[!-9;-~]+[ \t]*")
 _PLAIN_ADDRESS = re.compile(
     r'^\s*(?:"?([^"<>@,;\\]*?)"?\s*<\s*([^<>\s,]+@[^<>\s,]+)\s*>|([^<>\s,"]+@[^<>\s,"]+))\s*$'
@@ -176,11 +184,11 @@ def parse_message(raw: bytes, folder: str = "") -> Message:
     raw = raw.lstrip(b"\r\n")
     if not raw or raw.isspace():
         raise Unparsable("empty")
-    headers, body = _split(raw)
+    headers, body_start = _split(raw, 0, len(raw))
     if not headers:
         raise Unparsable("no_headers")
     parts = _Parts()
-    _walk(headers, body, parts, 0)
+    _walk(headers, raw, body_start, len(raw), parts, 0)
     body_text = _join(parts.plain)
     body_html = _join(parts.html)
 
@@ -279,7 +287,11 @@ def content_id(*fields: str) -> str:
     """Return a stable id for a message that has none: the digest of what does not change between exports."""
     digest = hashlib.sha256()
     for value in fields:
-        digest.update(" ".join(value.split()).encode("utf-8", "replace") + b"\0")
+        # A thousand words at a time: all words of a body at once take ten times its memory.
+        for number, words in enumerate(_WORDS.finditer(value)):
+            digest.update(b" " if number else b"")
+            digest.update(" ".join(words[0].split()).encode("utf-8", "replace"))
+        digest.update(b"\0")
     return f"sha256-{digest.hexdigest()[:40]}"
 
 
@@ -341,30 +353,52 @@ def decode_text(data: bytes, charset: str | None) -> str:
 # ---- headers ---------------------------------------------------------------------------------------
 
 
-def _split(raw: bytes) -> tuple[dict[str, bytes], bytes]:
-    """Return the wanted headers (lower-case name → first value, unfolded) and the body."""
-    if raw[:1] == b"\n" or raw[:2] == b"\r\n":
-        return {}, raw.lstrip(b"\r\n") if raw[:1] == b"\r" else raw[1:]
-    end = _HEADER_END.search(raw)
-    block, body = (raw[: end.start()], raw[end.end() :]) if end else (raw, b"")
+def _split(raw: bytes, start: int, end: int) -> tuple[dict[str, bytes], int]:
+    """Return the wanted headers (lower-case name → first value, unfolded) and where the body begins.
+
+    The message is `raw[start:end]`: parts are places in the whole, since copies of a part within a part
+    within a part would take many times the mail's memory.
+    """
+    if raw.startswith((b"\n", b"\r\n"), start, end):
+        match = _LINE_ENDS.match(raw, start, end)
+        return {}, match.end() if match and raw[start : start + 1] == b"\r" else start + 1
+    blank = _HEADER_END.search(raw, start, end)
+    block, body_start = (raw[start : blank.start()], blank.end()) if blank else (raw[start:end], end)
     headers: dict[str, bytes] = {}
     recognised = False
-    for line in _UNFOLD.sub(b" ", block).split(b"\n"):
+    for line in _UNFOLD.sub(b" ", block).split(b"\n") if len(block) < _LONG_BLOCK else _lines(block):
         field_name, colon, value = line.partition(b":")
         if not colon or not _FIELD_NAME.fullmatch(field_name):
             continue
         recognised = True
         name = field_name.rstrip(b" \t").decode("ascii").lower()
         if (name in _WANTED_HEADERS or name.startswith("list-")) and name not in headers:
-            headers[name] = value.strip()
+            headers[name] = _shortened(name, value.strip())
     if recognised and not headers:
         headers["x-other"] = b""  # a part with other headers only is still a part
-    return headers, body
+    return headers, body_start
+
+
+def _lines(block: bytes) -> Iterator[bytes]:
+    """Yield unfolded header lines one at a time, of a very long one its two ends."""
+    for match in _FOLDED_LINE.finditer(block):
+        line = match[0]
+        if len(line) > 2 * MAX_HEADER_BYTES:
+            line = line[:MAX_HEADER_BYTES] + b" " + line[-MAX_HEADER_BYTES:]
+        yield _UNFOLD.sub(b" ", line)
+
+
+def _shortened(name: str, value: bytes) -> bytes:
+    if len(value) <= MAX_HEADER_BYTES:
+        return value
+    if name == "references":  # the first names the conversation, the last the message that is answered
+        return value[: MAX_HEADER_BYTES // 2] + b" " + value[-MAX_HEADER_BYTES // 2 :]
+    return value[:MAX_HEADER_BYTES]
 
 
 def _raw_text(value: bytes) -> str:
     """Return a header's text as it stands, without decoding RFC 2047 words."""
-    return value.decode("ascii") if value.isascii() else decode_text(value, None)
+    return storable(value.decode("ascii") if value.isascii() else decode_text(value, None))
 
 
 def _text(value: bytes) -> str:
@@ -376,7 +410,7 @@ def _decode_words(text: str) -> str:
     if "=?" in text:
         try:
             pieces = decode_header(text)
-        except (ValueError, binascii.Error):
+        except (ValueError, HeaderParseError):  # broken base64 is either
             pieces = [(text, None)]
         text = "".join(
             piece if isinstance(piece, str) else decode_text(piece, charset) for piece, charset in pieces
@@ -394,11 +428,18 @@ def _first_address(text: str) -> tuple[str, str]:
     match = _PLAIN_ADDRESS.match(text)
     if match is not None:
         return (match[1] or "").strip(), match[2] or match[3]
-    name, address = (getaddresses([text]) or [("", "")])[0]
+    name, address = (_parse_addresses(text) or [("", "")])[0]
     if "@" not in address:  # the strict parser gives nothing for headers that are only slightly wrong
         found = _ANY_ADDRESS.search(text)
         return name, found[0] if found else ""
     return name, address
+
+
+def _parse_addresses(text: str) -> list[tuple[str, str]]:
+    try:
+        return getaddresses([text])
+    except (RecursionError, IndexError, ValueError):  # hundreds of open comments, a torn quoted string
+        return []
 
 
 def _addresses_in(text: str) -> list[str]:
@@ -413,7 +454,7 @@ def _recipients(value: bytes) -> str:
     if "=?" not in text:
         return storable(" ".join(text.split()))
     entries = []
-    for name, address in getaddresses([text]):
+    for name, address in _parse_addresses(text):
         decoded = _decode_words(name).replace('"', "")
         shown = f'"{decoded}"' if "," in decoded else decoded
         entries.append(f"{shown} <{address}>" if shown and address else shown or address)
@@ -431,25 +472,29 @@ class _Parts:
     seen: int = 0
 
 
-def _walk(headers: dict[str, bytes], body: bytes, parts: _Parts, depth: int) -> None:
-    """Collect the text parts of `body`; attachments are stepped over undecoded."""
+def _walk(headers: dict[str, bytes], raw: bytes, start: int, end: int, parts: _Parts, depth: int) -> None:
+    """Collect the text parts of the body `raw[start:end]`; attachments are stepped over undecoded."""
     parts.seen += 1
     if parts.seen > MAX_PARTS or depth > MAX_DEPTH:
         return
-    kind, parameters = _content_type(headers.get("content-type", b""))
+    kind, parameters = _content_type(headers.get("content-type", b"")[:_MAX_CONTENT_TYPE_BYTES])
     if kind.startswith("multipart/"):
         boundary = parameters.get("boundary", "")
-        pieces = list(_pieces(body, boundary.encode("utf-8", "replace"))) if boundary else []
-        if pieces:
-            for piece in pieces:
-                inner, content = _split(piece)
-                _walk(inner, content, parts, depth + 1)
+        found_any = False
+        delimiter = b"--" + boundary.encode("utf-8", "replace")
+        for piece_start, piece_end in _pieces(raw, start, end, delimiter) if boundary else ():
+            found_any = True
+            inner, content_start = _split(raw, piece_start, piece_end)
+            _walk(inner, raw, content_start, piece_end, parts, depth + 1)
+            if parts.seen > MAX_PARTS:
+                break
+        if found_any:
             return
         kind = "text/plain"  # the boundary never comes: what is there is all there is
     if kind == "text/calendar" or kind == "application/ics":
         method = parameters.get("method", "")
         if not method:
-            found = _CALENDAR_METHOD.search(_transfer_decode(body[:8192], headers))
+            found = _CALENDAR_METHOD.search(_transfer_decode(raw[start : min(end, start + 8192)], headers))
             method = found[1].decode("ascii") if found else ""
         parts.calendar = parts.calendar or storable(method.upper()[:20]) or "NONE"
         return
@@ -457,7 +502,8 @@ def _walk(headers: dict[str, bytes], body: bytes, parts: _Parts, depth: int) -> 
         return  # also message/rfc822: a mail inside a mail is somebody else's words
     if headers.get("content-disposition", b"")[:10].lower() == b"attachment":
         return
-    text = decode_text(_transfer_decode(body[:MAX_BODY_BYTES], headers), parameters.get("charset"))
+    body = raw[start : min(end, start + MAX_BODY_BYTES)]
+    text = decode_text(_transfer_decode(body, headers), parameters.get("charset"))
     text = storable(text.replace("\r\n", "\n").replace("\r", "\n"))
     (parts.html if kind == "text/html" else parts.plain).append(text)
 
@@ -486,29 +532,31 @@ def _content_type(value: bytes) -> tuple[str, dict[str, str]]:
     return kind, parameters
 
 
-def _pieces(body: bytes, boundary: bytes) -> Iterator[bytes]:
-    """Yield the parts between delimiter lines; a missing last delimiter ends at the end."""
-    delimiter = b"--" + boundary
-    position = 0 if body.startswith(delimiter) else _next_line(body, delimiter, 0)
+def _pieces(raw: bytes, start: int, end: int, delimiter: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where each part between delimiter lines begins and ends; without a last one it is the end."""
+    position = start if raw.startswith(delimiter, start, end) else _next_line(raw, start, end, delimiter)
     while position >= 0:
-        line_end = body.find(b"\n", position)
-        after = body[position + len(delimiter) : position + len(delimiter) + 2]
-        if after == b"--" or line_end < 0:
+        line_end = raw.find(b"\n", position, end)
+        after = position + len(delimiter)
+        if raw.startswith(b"--", after, end) or line_end < 0:
             return
-        following = _next_line(body, delimiter, line_end)
-        piece = body[line_end + 1 : following - 1 if following >= 0 else len(body)]
-        yield piece[:-1] if piece.endswith(b"\r") and following >= 0 else piece
+        following = _next_line(raw, line_end, end, delimiter)
+        piece_start, piece_end = line_end + 1, following - 1 if following >= 0 else end
+        if following >= 0 and piece_end > piece_start and raw[piece_end - 1 : piece_end] == b"\r":
+            piece_end -= 1
+        yield piece_start, max(piece_start, piece_end)
         position = following
 
 
-def _next_line(body: bytes, delimiter: bytes, start: int) -> int:
+def _next_line(raw: bytes, start: int, end: int, delimiter: bytes) -> int:
     """Return where the next line that is `delimiter` begins, or -1.
 
     Nested boundaries may be prefixes of each other, so what follows must be blank or "--".
     """
     position = start
-    while (position := body.find(b"\n" + delimiter, position)) >= 0:
-        following = body[position + 1 + len(delimiter) : position + 3 + len(delimiter)]
+    while (position := raw.find(b"\n" + delimiter, position, end)) >= 0:
+        after = position + 1 + len(delimiter)
+        following = raw[after : min(after + 2, end)]
         if following in (b"", b"--") or following[:1] in b"\r\n \t":
             return position + 1
         position += 1
