@@ -33,7 +33,7 @@ def fingerprint(
     digest.update(repr((info.id, info.revision)).encode())
     digest.update((start_digest or "").encode())
     for example in examples:
-        digest.update(repr((example.input_ids, example.prompt_length)).encode())
+        digest.update(repr((example.input_ids, example.prompt_length, example.masked)).encode())
     return digest.hexdigest()
 
 
