@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,18 +42,6 @@ def attention_here(device: torch.device, precision: str) -> str:
         capability = min(torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count()))
     installed = importlib.util.find_spec("flash_attn") is not None
     return attention_for(device.type, precision, capability=capability, flash_installed=installed)
-
-
-def to_device(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return whole numbers as a tensor on `device`, without waiting for a GPU.
-
-    A copy from ordinary memory makes the host wait until the GPU has done all its work; one from
-    page-locked memory is queued (PyTorch, CUDA semantics, "Use pinned memory buffers").
-    """
-    tensor = numbers if isinstance(numbers, torch.Tensor) else torch.tensor(numbers, dtype=torch.long)
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def random_state() -> dict[str, Any]:
