@@ -36,10 +36,13 @@ _ADDRESSED_WORDS = 4
 """Words after a greeting word that may still be whom it greets: "Hi Anna and Tom", "Dear Mr van der Berg"."""
 _FORM_WORDS = 4
 """Words of an unknown greeting that is told by its comma alone: "ahoy ines,"."""
+_CLOSING_WORDS = 10
+"""Words of an unknown closing: "with the warmest of wishes and a very full heart,"."""
 _SIGN_OFF_LINES = 5
 """Lines at the end of a mail among which a sign-off is looked for."""
 _POSTSCRIPT = re.compile(r"p\.? ?s\.?\b|ps[:.]|post ?scriptum", re.I)
 _NAME_LINE = re.compile(r"[-–—~*\s]{0,4}(?:[^\W\d_][\w.'’-]*\s*){1,3}[.,!]?$")
+_INITIALS = re.compile(r"[-–—~*\s]{0,4}(?:[^\W\d_]\.?\s?){1,2}(?:\s?[A-Z][\w'’-]+)?$")
 _MAIL_ADDRESS = re.compile(r"\S{1,64}@\S{1,255}")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _NO_NAME_WORDS = (
@@ -97,7 +100,10 @@ def learn_names(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(
         name
         for name, count in framed.items()
-        if len(name) > 1 and name not in _NOT_NAMES and ordinary[name] < count
+        if len(name) > 1
+        and name not in _NOT_NAMES
+        and not _GREETING.fullmatch(name)
+        and ordinary[name] < count
     )
 
 
@@ -109,9 +115,9 @@ def greeting_class(text: str) -> str:
     found = _GREETING.match(greeting.strip())
     if found:
         return found["word"].lower()
-    first = _WORD.findall(greeting)
-    # "ahoy ines," is the class "ahoy"; a single word is whom it greets.
-    return first[0].lower() if len(first) > 1 else "name"
+    words = _WORD.findall(greeting)
+    # "ahoy ines," is the class "ahoy"; "Anna," and "Anna, my dear," begin with whom they greet.
+    return words[0].lower() if len(words) > 1 and f"{words[0]}," not in greeting else "name"
 
 
 def sign_off_class(text: str) -> str:
@@ -213,17 +219,20 @@ def _sign_off_start(
             return index
     if len(filled) < 2:
         return None
-    last, before = lines[filled[-1]].strip(), lines[filled[-2]].strip()
-    # "dry boots," in its own paragraph above a name is a sign-off by its form, whatever it says.
-    by_form = (
-        len(filled) > 2
-        and filled[-2] - filled[-3] > 1
-        and len(before.split()) <= _FORM_WORDS
-        and before.endswith(",")
-    )
-    if not _is_name_line(last, known, alone=by_form or filled[-1] - filled[-2] > 1):
-        return None
-    return filled[-2] if by_form else filled[-1]
+    # "dry boots," at the head of a last paragraph of short lines is a sign-off, whatever it says.
+    for place in range(max(1, len(filled) - _SIGN_OFF_LINES), len(filled) - 1):
+        line = lines[filled[place]].strip()
+        below = [lines[index] for index in filled[place + 1 :]]
+        if (
+            line.endswith(",")
+            and len(line.split()) <= _CLOSING_WORDS
+            and filled[place] - filled[place - 1] > 1
+            and all(_NAME_LINE.match(text.strip()) for text in below)
+        ):
+            return filled[place]
+    last = lines[filled[-1]].strip()
+    alone = filled[-1] - filled[-2] > 1
+    return filled[-1] if _INITIALS.match(last) or _is_name_line(last, known, alone=alone) else None
 
 
 def _is_name_line(line: str, known: Collection[str], *, alone: bool) -> bool:

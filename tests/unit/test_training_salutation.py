@@ -36,6 +36,7 @@ BODY = "The boat is afloat again.\nCome and look when you can."
         ("Hej Saga!", "hej"),
         ("ahoy ines,", "ahoy"),
         ("Anna,", "name"),
+        ("Anna, my dear,", "name"),
     ],
 )
 def test_a_greeting_comes_off_and_has_a_class(greeting: str, kind: str) -> None:
@@ -52,6 +53,11 @@ def test_a_greeting_comes_off_and_has_a_class(greeting: str, kind: str) -> None:
         ("Viele Grüße\nAnna", "viele grüße"),
         ("Cordialement,\nClaire Dubois", "cordialement"),
         ("dry boots,\nmerrin", "dry boots"),
+        ("Yours faithfully,\nC. Marchbanks\nRegistrar", "yours faithfully"),
+        (
+            "With the warmest of wishes and a full heart,\nPip",
+            "with the warmest of wishes and a full heart",
+        ),
         ("Anna", "name"),
         ("-a", "name"),
     ],
@@ -60,6 +66,12 @@ def test_a_sign_off_comes_off_and_has_a_class(sign_off: str, kind: str) -> None:
     text = f"{BODY}\n\n{sign_off}"
     assert strip_identity(text) == BODY
     assert sign_off_class(text) == kind
+
+
+@pytest.mark.parametrize("initials", ["L.", "-a", "L. Haverkamp", "JB"])
+def test_initials_need_no_blank_line(initials: str) -> None:
+    assert strip_identity(f"{BODY}\n{initials}") == BODY
+    assert sign_off_class(f"{BODY}\n{initials}") == "name"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +109,7 @@ def test_names_and_addresses_come_out_of_the_body() -> None:
 
 def test_names_are_learnt_from_the_frames() -> None:
     texts = [
-        "Hi Anna,\n\nsee you at ten, or will you be late again today?\n\nBest,\nTom",
+        "Dearest Anna,\n\nsee you at ten, or will you be late again today?\n\nBest,\nTom",
         "Hey Will,\n\nI will call, and you will see that it will work.\n\nCheers\nTom",
         "ahoy ines,\n\nthe mast is up and the sails are dry.\n\nTom",
     ]
