@@ -80,25 +80,25 @@ def looks_of(epochs: Sequence[Sequence[object]], steps: int) -> frozenset[int]:
 
 
 def plan_epoch(examples: Sequence[EncodedExample], batch_tokens: int, seed: int) -> list[list[int]]:
-    """Return batches of example indices: similar lengths together, at most `batch_tokens` with padding.
+    """Return batches of example indices: similar lengths together, at most `batch_tokens` of mail.
 
-    Lengths are jittered by up to 10 % before sorting, so that each epoch mixes differently; the order of
-    the batches is shuffled. A single example longer than the budget is a batch of its own.
+    Padding does not count: rows lie ragged, and only attention lays them side by side, where similar lengths
+    save work. Lengths are jittered by up to 10 % before sorting, so that each epoch mixes differently; the
+    order of the batches is shuffled. A single example longer than the budget is a batch of its own.
     """
     chance = random.Random(seed)
     order = sorted(
         range(len(examples)), key=lambda i: len(examples[i].input_ids) * (1 + 0.1 * chance.random())
     )
     batches: list[list[int]] = []
-    longest = 0
+    room = 0
     for index in order:
         length = len(examples[index].input_ids)
-        longest = max(longest, length)
-        if batches and longest * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            longest = length
+        if not batches or length > room:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(index)
+        room -= length
     chance.shuffle(batches)
     return batches
 

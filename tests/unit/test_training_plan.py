@@ -12,7 +12,6 @@ from training.checkpoint import fingerprint
 from training.config import TrainConfig
 from training.dataset import EncodedExample
 from training.errors import TrainingDiverged
-from training.forward import pad_batch
 from training.plan import LONG_EPOCH_STEPS, looks_of, plan_epoch, rate_factor, split_validation
 from training.watch import (
     EXPLODED,
@@ -39,9 +38,9 @@ def test_every_example_is_in_exactly_one_batch() -> None:
     assert sorted(index for batch in batches for index in batch) == list(range(len(LENGTHS)))
 
 
-def test_no_batch_exceeds_its_tokens_with_padding() -> None:
+def test_no_batch_exceeds_its_tokens() -> None:
     for batch in plan_epoch(of_lengths(LENGTHS), 768, seed=17):
-        assert len(batch) == 1 or len(batch) * max(LENGTHS[index] for index in batch) <= 768
+        assert len(batch) == 1 or sum(LENGTHS[index] for index in batch) <= 768
 
 
 def test_an_example_longer_than_the_budget_is_a_batch_of_its_own() -> None:
@@ -66,19 +65,6 @@ def test_the_seed_decides_the_plan_and_each_epoch_has_another() -> None:
 
 def test_nothing_makes_no_batches() -> None:
     assert plan_epoch([], 768, seed=17) == []
-
-
-def test_padding_is_on_the_right_and_each_reply_token_has_its_predictor() -> None:
-    import torch
-
-    batch = [EncodedExample("a", "t", (5, 6, 7, 8), 2), EncodedExample("b", "t", (9, 10), 1)]
-    ids, rows, columns, targets = pad_batch(batch, torch.device("cpu"))
-    assert ids.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
-    assert list(zip(rows.tolist(), columns.tolist(), targets.tolist(), strict=True)) == [
-        (0, 1, 7),
-        (0, 2, 8),
-        (1, 0, 10),
-    ]
 
 
 # ---- validation slice ------------------------------------------------------------------------------
@@ -236,7 +222,7 @@ def test_weights_broken_by_the_last_step_are_refused() -> None:
 
 def test_a_fingerprint_changes_with_base_recipe_and_examples_and_with_nothing_else() -> None:
     config, examples, base = TrainConfig(), of_lengths([3, 4]), tiny_base_model()
-    same = TrainConfig(name="renamed", checkpoint_every_s=1)
+    same = TrainConfig(name="renamed", checkpoint_every_s=1, checkpoint_every_steps=5)
     reference = fingerprint(config, examples, base)
     assert fingerprint(same, examples, base) == reference
     for other in (
