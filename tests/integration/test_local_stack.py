@@ -126,6 +126,22 @@ def test_run_starts_within_seconds_on(pool: str, prefect: Orchestrator) -> None:
     assert _wait(prefect, run_id, "COMPLETED", "FAILED", "CRASHED", timeout_s=40) == "COMPLETED"
 
 
+def test_schedule_yields_scheduled_runs(local_stack: StackOf) -> None:
+    """With a wrong SQLAlchemy the scheduler fails without a word and nothing is ever scheduled."""
+    stack = local_stack[1]
+    gpu = httpx.get(f"{stack.prefect_api_url}/deployments/name/hello/gpu").json()
+    wanted = {
+        "deployments": {"id": {"any_": [gpu["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    # The scheduler looks at new deployments every five seconds, and at all of them once a minute: before
+    # another test pauses the schedule, there is nothing to wait for.
+    deadline = time.monotonic() + 120
+    while _count(stack, "flow_runs", wanted) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
 # ---- the REST client ---------------------------------------------------------------------------------
 
 
@@ -248,22 +264,6 @@ def test_gpu_pool_serves_people_who_wait_first(local_stack: StackOf) -> None:
     queues = httpx.post(f"{api}/work_pools/gpu/queues/filter", json={}).json()
     order = [item["name"] for item in sorted(queues, key=lambda item: item["priority"])]
     assert [name for name in order if name != "default"] == ["high", "normal", "bulk"]
-
-
-def test_schedule_yields_scheduled_runs(local_stack: StackOf) -> None:
-    """With a wrong SQLAlchemy the scheduler fails without a word and nothing is ever scheduled."""
-    stack = local_stack[1]
-    gpu = httpx.get(f"{stack.prefect_api_url}/deployments/name/hello/gpu").json()
-    path = f"{stack.prefect_api_url}/deployments/{gpu['id']}/schedules/{gpu['schedules'][0]['id']}"
-    httpx.patch(path, json={"active": True}).raise_for_status()
-    wanted = {
-        "deployments": {"id": {"any_": [gpu["id"]]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
-    }
-    deadline = time.monotonic() + 120  # the scheduler looks at all deployments once a minute
-    while _count(stack, "flow_runs", wanted) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 def test_register_says_in_one_sentence_what_is_missing(hello_project: Path) -> None:
