@@ -24,15 +24,15 @@ def free_bytes(device: torch.device) -> list[int]:
 def attention_for(
     device_type: str, precision: str, *, capability: tuple[int, int] | None, flash_installed: bool
 ) -> str:
-    """Return which attention trains: `ownvoice` (training/attention.py), `flash_attention_2` or `sdpa`.
+    """Return which attention trains: `ragged` (attention.py), `varlen` or `sdpa` (cuda_attention.py).
 
     FlashAttention-2 takes rows of different lengths without padding (Dao 2023, arXiv 2307.08691); it wants
     half precision and an Ampere GPU (compute capability 8.0) or newer. SDPA is PyTorch's own.
     """
     if device_type != "cuda":
-        return "ownvoice"
+        return "ragged"
     ampere = capability is not None and capability >= (8, 0)
-    return "flash_attention_2" if flash_installed and ampere and precision == "bf16" else "sdpa"
+    return "varlen" if flash_installed and ampere and precision == "bf16" else "sdpa"
 
 
 def attention_here(device: torch.device, precision: str) -> str:

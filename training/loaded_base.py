@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from training import attention, base_models, device
+from training import attention, base_models, cuda_attention, device
 from training.architectures import refuse_unproven
 from training.config import TrainConfig
 from training.errors import ConfigError
@@ -18,6 +18,13 @@ from training.memory import MemoryPlan, choose_gpus, fit_memory, weights_per_gpu
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+_ATTENTIONS = {
+    "ragged": attention.register,
+    "sdpa": cuda_attention.register_sdpa,
+    "varlen": cuda_attention.register_varlen,
+}
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,9 @@ def load_base(info: base_models.BaseModel, cache: Path, config: TrainConfig) -> 
     free = device.free_bytes(on)
     plan = plan_on(info, config, on, free)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    chosen = device.attention_here(on, config.precision)
     options: dict[str, Any] = {
         "dtype": dtype,
-        "attn_implementation": attention.register() if chosen == "ownvoice" else chosen,
+        "attn_implementation": _ATTENTIONS[device.attention_here(on, config.precision)](),
     }
     if config.quantise == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 
 from tests.bases import tiny_base, tiny_examples
-from training import lora
+from training import cuda_attention, lora
 from training.checkpoint import CHECKPOINT_FILE
 from training.config import LoraConfig, TrainConfig
 from training.errors import NotEnoughMemory, TrainingDiverged
@@ -91,6 +92,75 @@ def test_parameters_on_two_devices_train_bit_for_bit_as_on_one(group_of: Any, pr
     flat = torch.cat([p.reshape(-1) for p in working])
     assert flat.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
     assert torch.equal(flat, master.to(flat.dtype))
+
+
+# ---- attention on CUDA -----------------------------------------------------------------------------
+
+
+def kernel_double(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    softmax_scale: float,
+    causal: bool,
+) -> torch.Tensor:
+    """flash-attn's varlen function, row by row in plain PyTorch; it is as strict about what it is given."""
+    assert bounds.dtype == torch.int32 and torch.equal(bounds, key_bounds) and causal
+    assert bounds[0] == 0 and bounds[-1] == len(q) and longest == int(bounds.diff().max()) == longest_key
+    rows = []
+    for start, stop in itertools.pairwise(bounds.tolist()):
+        row = (x[start:stop].transpose(0, 1) for x in (q, k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *row, is_causal=True, scale=softmax_scale, enable_gqa=True
+        )
+        rows.append(out.transpose(0, 1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("name", [cuda_attention.SDPA, cuda_attention.VARLEN])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_attentions_of_cuda_train_as_the_one_of_cpu(
+    name: str, recomputed: bool, base: LoadedBase, tmp_path: Path
+) -> None:
+    from transformers import AttentionInterface
+
+    config = TINY.model_copy(
+        update={
+            "lora": LoraConfig(rank=4, alpha=8, dropout=0.0),
+            "gradient_checkpointing": recomputed,
+            "max_steps": 8,
+        }
+    )
+    expected = train_adapter(config, tiny_examples(), base, tmp_path / "cpu")
+    cuda_attention.register_sdpa()
+    AttentionInterface.register(cuda_attention.VARLEN, cuda_attention.varlen_attention(kernel_double))
+    base.model.set_attn_implementation(name)
+    found = train_adapter(config, tiny_examples(), base, tmp_path / "cuda")
+    assert base.model.config._attn_implementation == name
+    for (_, loss), (_, other) in zip(found.loss_curve, expected.loss_curve, strict=True):
+        assert loss == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [cuda_attention.SDPA, cuda_attention.VARLEN])
+def test_transformers_asks_no_values_of_positions_on_the_way(
+    name: str, base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its check for packed rows reads from the GPU and would wait for it at each forward pass."""
+    from transformers import AttentionInterface, masking_utils
+
+    def waits(positions: torch.Tensor) -> None:
+        raise AssertionError("this waits for the GPU")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", waits)
+    cuda_attention.register_sdpa()
+    AttentionInterface.register(cuda_attention.VARLEN, cuda_attention.varlen_attention(kernel_double))
+    base.model.set_attn_implementation(name)
+    train_adapter(TINY.model_copy(update={"max_steps": 1}), tiny_examples(), base, tmp_path)
 
 
 # ---- four bits -------------------------------------------------------------------------------------
