@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ def tiny_model(name: str, attn_implementation: str) -> PreTrainedModel:
     return model
 
 
-def tiny_loaded(name: str) -> LoadedBase:
-    """Return the tiny base as `load_base` leaves one."""
-    model = tiny_model(name, attention.register())
+def tiny_loaded(name: str, attn_implementation: str | None = None) -> LoadedBase:
+    """Return the tiny base as `load_base` leaves one; our attention is what it chooses on CPU."""
+    model = tiny_model(name, attn_implementation or attention.register())
     return LoadedBase(tiny_base_model(), model, tiny_tokenizer(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
@@ -137,7 +138,7 @@ def rows(lengths: Sequence[tuple[int, int]], shared: int, seed: int = 3) -> list
 
 
 def padded(batch: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
-    """Return what `model(**padded)` takes; only reply tokens are labelled."""
+    """Return what `model(**padded)` takes; only reply tokens are labelled, and of them no masked ones."""
     longest = max(len(example.input_ids) for example in batch)
     ids = torch.zeros((len(batch), longest), dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -146,6 +147,7 @@ def padded(batch: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
         ids[row, :length] = torch.tensor(example.input_ids)
         mask[row, :length] = 1
         labels[row, example.prompt_length : length] = ids[row, example.prompt_length : length]
+        labels[row, list(example.masked)] = -100
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -197,13 +199,16 @@ def distance(ours: torch.Tensor, plain: torch.Tensor) -> float:
 # ---- one forward and backward pass, per architecture ----------------------------------------------------
 
 
+@pytest.mark.parametrize("attn_implementation", [attention.NAME, "sdpa"])  # as on CPU, as on CUDA
 @pytest.mark.parametrize("shared", [0, 9], ids=["nothing shared", "shared prefix"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_loss_and_gradients_equal_each_row_alone_in_the_stock_model(name: str, shared: int) -> None:
+def test_loss_and_gradients_equal_each_row_alone_in_the_stock_model(
+    name: str, shared: int, attn_implementation: str
+) -> None:
     # Prompt and reply lengths: a prompt that ends right behind the prefix, a reply of one token, and the
     # longest row that the windows allow.
     batch = rows([(12, 7), (10, 1), (25, LONGEST - 25), (11, 20)], shared)
-    base = tiny_loaded(name)
+    base = tiny_loaded(name, attn_implementation if attn_implementation != attention.NAME else None)
     ours, plain = adapted(base.model, TINY), adapted(tiny_model(name, "eager"), TINY)
     for model in (ours, plain):  # with B = 0, as it starts, A has no gradient and the adapter no effect
         torch.manual_seed(6)
@@ -236,7 +241,11 @@ def test_loss_and_gradients_equal_each_row_alone_in_the_stock_model(name: str, s
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_twenty_steps_make_the_adapter_that_plain_peft_makes(name: str, tmp_path: Path) -> None:
-    examples = tiny_examples(24)
+    # Every third example has reply tokens that are read but not trained on.
+    examples = [
+        replace(example, masked=(example.prompt_length, example.prompt_length + 3) if n % 3 == 0 else ())
+        for n, example in enumerate(tiny_examples(24))
+    ]
     result = train_adapter(TINY, examples, tiny_loaded(name), tmp_path)
     plain = adapted(tiny_model(name, "eager"), TINY)
     losses = train_plainly(plain, TINY, examples)
@@ -259,7 +268,7 @@ def test_twenty_steps_on_the_sample_mailbox_equal_plain_peft(base_cache: Path, t
         {
             **OVERRIDES,
             "lora": {"dropout": 0.0},
-            "epochs": 1,
+            "epochs": 4,
             "batch_tokens": 128,
             "learning_rate": 1e-3,
             "max_steps": STEPS,
