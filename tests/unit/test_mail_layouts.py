@@ -283,6 +283,7 @@ def test_a_signed_forward_without_a_header_stays() -> None:
         ("caf=C3=A9 at ten=20\n", "café at ten \n"),
         ("don=92t wait, it=92s caf=E9 time", "don’t wait, it’s café time"),
         ("tab=09\nnext", "tab\t\nnext"),
+        ("Enron=01,s plan=20\n", "Enron,s plan \n"),
         ("x=20 and y=30 are numbers", "x=20 and y=30 are numbers"),
         ("E=MC2, a=b, k=A0 stays", "E=MC2, a=b, k=A0 stays"),
         ("https://x.example/?q=3DA=20\n", "https://x.example/?q=A \n"),

@@ -28,7 +28,7 @@ _QP_EVIDENCE = re.compile(
     r"=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=3D|=[CDE][0-9A-F]=[89AB][0-9A-F]"
     r"|(?<=[A-Za-z])=(?:9[1-7](?=[a-z ])|[C-F][0-9A-F](?=[a-z ,.!?\n]))"
 )
-_QP_BYTES = re.compile(r"(?:=(?:[89A-F][0-9A-F]|3D|20|09|2E))+")
+_QP_BYTES = re.compile(r"(?:=(?:[0189A-F][0-9A-F]|3D|20|2E))+")
 # A run that starts with what a UTF-8 lead byte and continues with what UTF-8 continuation bytes look like
 # when they are read as Windows-1252.
 _MOJIBAKE = re.compile(

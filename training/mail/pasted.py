@@ -94,12 +94,10 @@ def find_pasted(
     Linear in the text; looks at the first 20,000 characters. `sender` is the author's name or address.
     """
     named = _salutation_to_author(lines, own, sender)
-    if sum(len(lines[index]) for index in own[:400]) < 4 * MIN_WORDS:
+    text = "\n".join([lines[index] for index in own])[:_MAX_CHARS]
+    if len(text) < 4 * MIN_WORDS or len(text.split()) < MIN_WORDS:
         return named
     paragraphs = _paragraphs(lines, own)
-    text = "\n".join(lines[index] for index in own)[:_MAX_CHARS]
-    if len(text.split()) < MIN_WORDS:
-        return named
     cue = _first_cue(text)
     found: int | None
     if cue is not None:
@@ -119,12 +117,12 @@ def _first_cue(text: str) -> int | None:
         turns = sorted(speakers + [found.start() for found in _QUESTION.finditer(text)])
         if len(turns) >= 2:
             cues.append(turns[0])
-    weak = [found.start() for pattern in (_BYLINE, _MASTHEAD, _DATELINE) if (found := pattern.search(text))]
     said = len(_SAID.findall(text))
-    if weak:
-        below = text[min(weak) :]
-        if said and _person_share(below) < (_MOSTLY_IMPERSONAL if len(weak) > 1 else _IMPERSONAL):
-            cues.append(min(weak))
+    if not said:
+        return min(cues, default=None)
+    weak = [found.start() for pattern in (_BYLINE, _MASTHEAD, _DATELINE) if (found := pattern.search(text))]
+    if weak and _person_share(text[min(weak) :]) < (_MOSTLY_IMPERSONAL if len(weak) > 1 else _IMPERSONAL):
+        cues.append(min(weak))
     if not cues and said >= _MIN_SAID:
         start = 0
         for paragraph in _BLANK_LINES.split(text):
@@ -219,21 +217,23 @@ def _salutation_to_author(lines: Sequence[str], own: Sequence[int], sender: str)
     """Find "Drew," on a line of its own below own words of Drew's: from here on somebody writes to him."""
     if not sender:
         return None
-    names = owner_names(sender)
-    seen = False
+    names: frozenset[str] | None = None
     for position, index in enumerate(own):
         line = lines[index]
-        if not line:
+        if not 2 < len(line) < 40 or line.rstrip()[-1:] not in _SALUTATION_ENDS:
             continue
-        if seen and len(line) < 40:
-            stripped = line.strip()
-            if stripped and stripped[-1] in ",:-–!":
-                words = stripped.rstrip(",:-–! ").lower().split()
-                if 1 <= len(words) <= 3 and words[-1] in names and _opens_mail(words, names):
-                    below = sum(len(lines[own[at]].split()) for at in range(position + 1, len(own)))
-                    return position if below >= _MIN_LETTER_WORDS else None
-        seen = seen or not line.isspace()
+        names = names or owner_names(sender)
+        words = line.strip(_SALUTATION_MARKS).lower().split()
+        if 1 <= len(words) <= 3 and words[-1] in names and _opens_mail(words, names):
+            above = any(lines[at].strip() for at in own[:position])
+            below = sum(len(lines[at].split()) for at in own[position + 1 :])
+            if above and below >= _MIN_LETTER_WORDS:
+                return position
     return None
+
+
+_SALUTATION_MARKS = ",:-–! \t"
+_SALUTATION_ENDS = frozenset(",:-–!")
 
 
 def _opens_mail(words: Sequence[str], names: frozenset[str]) -> bool:

@@ -386,7 +386,7 @@ def _separator_or_header(
         return index, _body_after_separator(lines, index), QuoteKind.FORWARD
     if "----" in line and "Forwarded by " in line:
         return index, _body_after_separator(lines, index), QuoteKind.FORWARD  # a stray mark before the rule
-    if " on " in line and "/" in line and len(line) < 200 and _is_notes_forward(line):
+    if not first.isalpha() and "/" in line and " on " in line and _is_notes_forward(line[:200]):
         return index, _body_after_separator(lines, index), QuoteKind.FORWARD
     if first in _LABEL_FIRST:
         label = _LABEL.match(line)
@@ -592,14 +592,10 @@ def _answered_text(lines: Sequence[str], quoted: Sequence[str], body_after: int 
 
 
 def _head(lines: Sequence[str]) -> str:
-    kept: list[str] = []
-    size = 0
-    for line in lines:
-        size += len(line) + 1
-        if size > MAX_ANSWERED_CHARS:
-            break
-        kept.append(line)
-    return "\n".join(kept)
+    text = "\n".join(lines)
+    if len(text) < MAX_ANSWERED_CHARS:
+        return text
+    return text[: max(0, text.rfind("\n", 0, MAX_ANSWERED_CHARS))]
 
 
 def join_own(lines: Sequence[str], own: Sequence[int]) -> str:
