@@ -7,7 +7,7 @@ from typing import Any
 from tests.benchmarks.quality.ledger import Ledger, Run
 from tests.benchmarks.quality.page import table
 from tests.benchmarks.quality.paired import compare, mean_nll
-from tests.benchmarks.quality.sweep import CENTRE, MAILBOXES, RECIPE
+from tests.benchmarks.quality.sweep import CENTRE, MAILBOXES, RECIPE, settings
 
 TITLE = "Third persons left out of the loss"
 SEED = 17
@@ -18,16 +18,15 @@ def runs() -> list[Run]:
 
 
 def run_of(mailbox: str, masked: bool) -> Run:
-    settings: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         **RECIPE,
+        **settings(**CENTRE),
         # Both arms do every step: when to stop is decided by a slice in which names count.
         "validation_fraction": 0,
         "seed": SEED,
-        "learning_rate": CENTRE["learning_rate"],
-        "lora": {"rank": CENTRE["rank"], "alpha": 2 * CENTRE["rank"], "dropout": CENTRE["dropout"]},
         "data": {"mask_third_persons": masked},
     }
-    return Run("judged by token", mailbox, settings)
+    return Run("judged by token", mailbox, chosen)
 
 
 def section(ledger: Ledger) -> str:

@@ -7,20 +7,12 @@ from typing import Any
 from tests.benchmarks.quality.ledger import Ledger, Run
 from tests.benchmarks.quality.page import table
 from tests.benchmarks.quality.paired import compare, mean_nll
+from tests.benchmarks.quality.sweep import CENTRE, RECIPE, settings
 from training.schemas import RetrainMode
 
 TITLE = "Retraining: replay, incremental, rolling"
 MAILBOXES = ("fossum-d", "wh-rice-c")
 SEEDS = (17,)
-SETTINGS: dict[str, Any] = {
-    "epochs": 3,
-    "learning_rate": 1e-3,
-    "validation_fraction": 0.1,
-    "min_validation": 12,
-    "patience": 1,
-    "min_delta": 0.005,
-    "lora": {"rank": 16, "alpha": 32, "dropout": 0.05},
-}
 ARMS = {
     "base": "base",
     "first": "first adapter (old mail only)",
@@ -34,7 +26,7 @@ def runs() -> list[Run]:
 
 
 def run_of(mailbox: str, seed: int) -> Run:
-    return Run("over time", mailbox, {**SETTINGS, "seed": seed})
+    return Run("over time", mailbox, {**RECIPE, **settings(**CENTRE), "seed": seed})
 
 
 def section(ledger: Ledger) -> str:

@@ -7,15 +7,14 @@ from typing import Any
 from tests.benchmarks.quality.ledger import Ledger, Run
 from tests.benchmarks.quality.page import table
 from tests.benchmarks.quality.paired import compare, mean_nll
-from tests.benchmarks.quality.sweep import MAILBOXES
+from tests.benchmarks.quality.sweep import CENTRE, MAILBOXES, RECIPE, settings
 
 TITLE = "bf16 against fp32"
 SETTINGS: dict[str, Any] = {
-    "epochs": 3,
-    "learning_rate": 1e-3,
+    **RECIPE,
+    **settings(**CENTRE),
     "validation_fraction": 0,  # both arms do every step: what is compared is arithmetic, not when to stop
     "seed": 17,
-    "lora": {"rank": 16, "alpha": 32, "dropout": 0.05},
 }
 
 

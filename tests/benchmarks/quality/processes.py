@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from tests.benchmarks.quality.ledger import Ledger, Run
 from tests.benchmarks.quality.measure import measure
 
 NICENESS = 15
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false"}
+_told_to_end = False
+"""In a child: the pool would give it another run after the one that was interrupted."""
 
 
 def do_missing(runs: Sequence[Run], ledger: Ledger, work: Path, processes: int) -> list[str]:
@@ -28,14 +31,14 @@ def do_missing(runs: Sequence[Run], ledger: Ledger, work: Path, processes: int) 
     A line of progress goes to standard error after every run. A failed run is tried again by the next call.
     """
     missing = ledger.missing(runs)
-    _say(f"{len(missing)} of {len(set(map(repr, runs)))} runs are to be done in {processes} processes")
+    _say(f"{len(missing)} runs are to be done in {processes} processes")
     if not missing:
         return []
     os.environ.update(ENVIRONMENT)  # read by OpenMP when torch is loaded, in the children
     failures: list[str] = []
     started = time.monotonic()
     pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(NICENESS,)
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_child
     )
     try:
         futures: dict[Future[dict[str, Any]], Run] = {
@@ -43,23 +46,44 @@ def do_missing(runs: Sequence[Run], ledger: Ledger, work: Path, processes: int) 
         }
         for done, future in enumerate(as_completed(futures), start=1):
             run, result = futures[future], future.result()
-            what = f"{run.kind} {run.mailbox} {_short(run.settings)}"
+            told = f"{run.kind}, {run.mailbox}, {_short(run.settings)}"
             if "failed" in result:
-                failures.append(f"{what}: {result['failed']}")
+                told = f"{told}: {result['failed']}"
+                failures.append(told)
             else:
                 ledger.add(run, result)
-            _say(
-                f"{done}/{len(missing)} after {(time.monotonic() - started) / 60:.1f} min: {what}"
-                + (f" FAILED: {result['failed']}" if "failed" in result else "")
-            )
+            minutes = (time.monotonic() - started) / 60
+            _say(f"{done} of {len(missing)} after {minutes:.1f} min: {told}")
+    except BaseException:
+        # Stopped on the way: the pool alone would wait for runs of many minutes.
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return failures
 
 
+def _begin_child() -> None:
+    os.nice(NICENESS)
+    signal.signal(signal.SIGTERM, _end_child)
+    # Ctrl-C reaches the whole group; the parent decides what becomes of us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_child(*_: object) -> None:
+    """End as an exception does, so that a run stops its PostgreSQL and deletes its folder."""
+    global _told_to_end
+    _told_to_end = True
+    raise SystemExit(143)
+
+
 def _measure(run: Run, work: Path) -> dict[str, Any]:
     """Measure in the child; an error comes back as words that quote no mail."""
+    if _told_to_end:
+        return {"failed": "not begun"}
     try:
+        work.mkdir(parents=True, exist_ok=True)
         return measure(run, work)
     except Exception as exc:
         return {"failed": describe_failure(exc)}

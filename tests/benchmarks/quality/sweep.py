@@ -20,13 +20,14 @@ SEEDS = (17, 18)
 RECIPE: dict[str, Any] = {
     "epochs": 3,
     "schedule": "linear",
+    "batch_tokens": 704,
     "validation_fraction": 0.1,
     "min_validation": 12,
     "patience": 1,
     "min_delta": 0.005,
 }
 """Spelt out, so that what is being swept does not move when a default does."""
-CENTRE = {"learning_rate": 1e-3, "rank": 16, "dropout": 0.05}
+CENTRE: dict[str, Any] = {"learning_rate": 1e-3, "rank": 16, "dropout": 0.05}
 NEAR = (
     CENTRE,
     *({**CENTRE, "learning_rate": rate} for rate in (5e-4, 2e-3)),
@@ -46,9 +47,14 @@ def runs() -> list[Run]:
 
 
 def run_of(mailbox: str, seed: int, *, learning_rate: float, rank: int, dropout: float) -> Run:
-    """Return one training of the sweep. alpha is twice the rank throughout, so the adapter's scale is 2."""
-    lora = {"rank": rank, "alpha": 2 * rank, "dropout": dropout}
-    return Run("adapter", mailbox, {**RECIPE, "seed": seed, "learning_rate": learning_rate, "lora": lora})
+    """Return one training of the sweep; alpha is twice the rank throughout, so the adapter's scale is 2."""
+    setting = settings(learning_rate=learning_rate, rank=rank, dropout=dropout)
+    return Run("adapter", mailbox, {**RECIPE, **setting, "seed": seed})
+
+
+def settings(*, learning_rate: float, rank: int, dropout: float) -> dict[str, Any]:
+    """Return a setting as a preset has it."""
+    return {"learning_rate": learning_rate, "lora": {"rank": rank, "alpha": 2 * rank, "dropout": dropout}}
 
 
 def section(ledger: Ledger) -> str:
