@@ -12,10 +12,13 @@ import torch
 from training import base_models
 from training.config import TrainConfig
 from training.dataset import EncodedExample
+from training.device import random_state, restore_random_state
 from training.early_stop import EarlyStop
 from training.flat_parameters import FlatParameters
 
 CHECKPOINT_FILE = "state.pt"
+NOT_IN_RECIPE = {"name", "checkpoint_every_s", "checkpoint_every_steps"}
+"""Fields of a preset that do not change what an adapter becomes."""
 
 
 def fingerprint(
@@ -28,7 +31,7 @@ def fingerprint(
     the recipe and the exact token ids."""
     import hashlib
 
-    digest = hashlib.sha256(config.model_dump_json(exclude={"checkpoint_every_s", "name"}).encode())
+    digest = hashlib.sha256(config.model_dump_json(exclude=NOT_IN_RECIPE).encode())
     # Two bases may share a tokenizer (Llama-3.1-8B and -70B do), so the token ids do not tell them apart.
     digest.update(repr((info.id, info.revision)).encode())
     digest.update((start_digest or "").encode())
@@ -46,9 +49,20 @@ class RunState:
         self.fingerprint = fingerprint
         self.early = early
         self.losses: list[float] = []
+        self.step = 0
+        """Steps done: their loss may still be on its way from the GPU."""
         self.tokens = 0
-        """Tokens trained on before this session."""
+        """Tokens trained on."""
         self.seconds = 0.0
+        """Seconds of training before this session."""
+        self._random = random_state()
+
+    def step_done(self, tokens: int) -> None:
+        """Count a step, and keep the random state that the next one starts from: a step that is interrupted
+        is done again and must draw the same dropout."""
+        self.step += 1
+        self.tokens += tokens
+        self._random = random_state()
 
     def resume(self, weights: FlatParameters, optimiser: torch.optim.Optimizer) -> int:
         """Load the checkpoint when it fits; returns the step to go on from, 0 without one."""
@@ -66,20 +80,14 @@ class RunState:
             weights.master.copy_(saved["master"])
         weights.copy_to_working()
         optimiser.load_state_dict(saved["optimiser"])
-        torch.set_rng_state(saved["random_state"].cpu())
+        restore_random_state(saved["random_state"])
+        self._random = random_state()
         self.early.restore(saved["early"])
         self.losses = list(saved["losses"])
-        self.tokens, self.seconds = saved["tokens"], saved["seconds"]
-        return int(saved["step"])
+        self.step, self.tokens, self.seconds = int(saved["step"]), saved["tokens"], saved["seconds"]
+        return self.step
 
-    def save(
-        self,
-        step: int,
-        session_tokens: int,
-        session_seconds: float,
-        weights: FlatParameters,
-        optimiser: torch.optim.Optimizer,
-    ) -> None:
+    def save(self, session_seconds: float, weights: FlatParameters, optimiser: torch.optim.Optimizer) -> None:
         """Write the checkpoint beside the old one and rename over it, so that one is always whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / CHECKPOINT_FILE
@@ -87,13 +95,13 @@ class RunState:
             torch.save(
                 {
                     "fingerprint": self.fingerprint,
-                    "step": step,
+                    "step": self.step,
                     "master": weights.master.detach(),
                     "optimiser": optimiser.state_dict(),
-                    "random_state": torch.get_rng_state(),
+                    "random_state": self._random,
                     "early": self.early.state(),
                     "losses": self.losses,
-                    "tokens": self.tokens + session_tokens,
+                    "tokens": self.tokens,
                     "seconds": self.seconds + session_seconds,
                 },
                 aside,

@@ -127,6 +127,8 @@ class TrainConfig(_Config):
     seed: int = 17
     checkpoint_every_s: float = Field(default=20.0, gt=0)
     """Seconds of training that a crash may lose."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Steps that a crash may lose; whichever limit comes first counts."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many optimiser steps (smoke tests)."""
     promote_below: float = Field(default=0.0, ge=0)

@@ -27,9 +27,12 @@ from training.forward import reply_hidden_states
 from training.loaded_base import LoadedBase, restore_base
 from training.lora_linear import speed_up
 from training.loss import reply_cross_entropy
+from training.optimiser import make_optimiser
 from training.plan import looks_of, plan_epoch, rate_factor, split_validation
 from training.schemas import TrainingProgress, TrainingResult
 from training.start_adapter import digest_of, load_weights, read_start_adapter
+from training.step_losses import StepLosses
+from training.termination import saved_when_told_to_end, uninterrupted
 from training.watch import (
     mean,
     stop_if_broken,
@@ -62,8 +65,9 @@ def train_adapter(
     The newest threads are set aside as a validation slice where there are enough of them: training ends when
     they no longer gain, and the weights that were best on them are saved.
     `on_checkpoint` is called after each checkpoint is written. `after_training` is called with the finished
-    model while it is still in memory (held-out losses). A
-    checkpoint in `out_dir`/checkpoint is resumed when it was made by the same configuration and examples.
+    model while it is still in memory (held-out losses). A checkpoint in `out_dir`/checkpoint is resumed when
+    it was made by the same configuration and examples, and ends with the adapter of an uninterrupted run. One
+    is written every `checkpoint_every_s` or `checkpoint_every_steps`, and when the process is told to end.
     `start_from` is a folder of PEFT files whose weights training goes on from, instead of a fresh adapter.
 
     Raises:
@@ -110,65 +114,82 @@ def train_adapter(
         if start is not None:
             load_weights(model, start)
         weights = FlatParameters(model)
-        # One fp32 master vector and one fused AdamW over it (Loshchilov & Hutter 2019, decoupled decay):
-        # bf16 weights alone lose updates smaller than 2^-8 of themselves at these rates.
-        optimiser = torch.optim.AdamW(
-            [weights.master], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        # The optimiser steps on one fp32 master vector: bf16 weights alone lose updates smaller than 2^-8 of
+        # themselves at these rates.
+        optimiser = make_optimiser(weights.master, config)
         early = EarlyStop(config.patience, config.min_delta)
         state = RunState(
             out_dir / "checkpoint", fingerprint(config, examples, base.info, start_digest), early
         )
         first_step = state.resume(weights, optimiser)
+        losses = StepLosses(state.losses, late=base.device.type == "cuda")
+        tokens_before = state.tokens
+        started = saved_at = time.monotonic()
+
+        def save_checkpoint() -> None:
+            losses.catch_up()
+            state.save(time.monotonic() - started, weights, optimiser)
+            if on_checkpoint is not None:
+                on_checkpoint()
 
         def stop_if_asked() -> None:
             if should_stop is not None and should_stop():
-                raise TrainingCancelled(f"Training was cancelled at step {len(state.losses)} of {steps}.")
+                raise TrainingCancelled(f"Training was cancelled at step {state.step} of {steps}.")
 
-        started = saved = time.monotonic()
-        session_tokens = 0
-        for step in range(first_step, steps + 1):
-            # Looked at before the step and not after it: a run that is resumed makes up for a look it missed.
-            if early.is_due(step, looks):
-                nll = validation_loss(model, base, split.validation, config.batch_tokens, stop_if_asked)
-                early.look(step, nll, weights)
-                stop_if_validation_diverged(early.curve, state.losses)
-            if step == steps or early.is_over:
-                break
-            stop_if_asked()
-            batch = [split.train[index] for index in plan[step]]
-            optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(step, steps, config)
-            loss = _step(model, base, batch, weights, optimiser, config.max_grad_norm)
-            state.losses.append(loss)
-            stop_if_diverged(state.losses)
-            session_tokens += sum(len(example.input_ids) for example in batch)
-            now = time.monotonic()
-            if now - saved >= config.checkpoint_every_s and step + 1 < steps:
-                state.save(step + 1, session_tokens, now - started, weights, optimiser)
-                if on_checkpoint is not None:
-                    on_checkpoint()
-                saved = now
-            if step % GIVE_BACK_EVERY_STEPS == 0:
-                _give_back_memory()
-            if on_progress is not None:
-                rate = session_tokens / (now - started)
-                left = sum(
-                    len(split.train[index].input_ids) for later in plan[step + 1 : steps] for index in later
+        with saved_when_told_to_end(save_checkpoint):
+            while True:
+                # Looked at before a step, not after it: a run that is resumed makes up for a look it missed.
+                if early.is_due(state.step, looks):
+                    losses.catch_up()
+                    nll = validation_loss(model, base, split.validation, config.batch_tokens, stop_if_asked)
+                    with uninterrupted():
+                        early.look(state.step, nll, weights)
+                    stop_if_validation_diverged(early.curve, state.losses)
+                if state.step == steps or early.is_over:
+                    break
+                stop_if_asked()
+                batch = [split.train[index] for index in plan[state.step]]
+                optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(
+                    state.step, steps, config
                 )
-                on_progress(
-                    TrainingProgress(
-                        step=step + 1,
-                        steps=steps,
-                        epoch=(step + 1) / max(1, len(batches[0])),
-                        loss=loss,
-                        tokens=state.tokens + session_tokens,
-                        tokens_per_second=rate,
-                        eta_seconds=left / rate,
+                loss = _loss_and_gradient(model, base, batch)
+                with uninterrupted():
+                    weights.update(optimiser, config.max_grad_norm)
+                    losses.add(loss)
+                    state.step_done(sum(len(example.input_ids) for example in batch))
+                stop_if_diverged(state.losses)
+                now = time.monotonic()
+                if state.step < steps and (
+                    now - saved_at >= config.checkpoint_every_s
+                    or (state.step - first_step) % (config.checkpoint_every_steps or steps) == 0
+                ):
+                    save_checkpoint()
+                    saved_at = now
+                if state.step % GIVE_BACK_EVERY_STEPS == 0:
+                    _give_back_memory()
+                if on_progress is not None:
+                    rate = (state.tokens - tokens_before) / (now - started)
+                    left = sum(
+                        len(split.train[index].input_ids)
+                        for later in plan[state.step : steps]
+                        for index in later
                     )
-                )
-        done = len(state.losses)
+                    on_progress(
+                        TrainingProgress(
+                            step=state.step,
+                            steps=steps,
+                            epoch=state.step / max(1, len(batches[0])),
+                            loss=losses.read[-1],
+                            tokens=state.tokens,
+                            tokens_per_second=rate,
+                            eta_seconds=left / rate,
+                        )
+                    )
+        losses.catch_up()
+        if state.losses:
+            stop_if_diverged(state.losses)
+        done = state.step
         seconds = state.seconds + time.monotonic() - started
-        tokens = state.tokens + session_tokens
         if start is None and early.curve:
             # A run that max_steps cuts short (a smoke test) has not had its chance.
             if done < steps or steps == len(plan):
@@ -179,9 +200,9 @@ def train_adapter(
         stop_if_broken(weights.master, state.losses)
         if first_step == done:
             # Killed between the last step and the end: nothing to train, everything to save.
-            tokens, seconds = state.tokens, max(state.seconds, 1e-9)
+            seconds = max(state.seconds, 1e-9)
         else:
-            state.save(done, session_tokens, time.monotonic() - started, weights, optimiser)
+            state.save(time.monotonic() - started, weights, optimiser)
         early.put_best(weights)
         _save_adapter(model, out_dir / "adapter")
         model.eval()
@@ -191,9 +212,9 @@ def train_adapter(
             adapter_dir=str(out_dir / "adapter"),
             steps=done,
             epochs=done / max(1, len(batches[0])),
-            train_tokens=tokens,
+            train_tokens=state.tokens,
             train_seconds=seconds,
-            train_tokens_per_second=tokens / seconds,
+            train_tokens_per_second=state.tokens / seconds,
             final_train_loss=mean(state.losses[-max(1, done // 10) :]),
             loss_curve=tuple(enumerate(state.losses, start=1)),
             trainable_parameters=weights.master.numel(),
@@ -211,21 +232,16 @@ def train_adapter(
         restore_base(model, base)
 
 
-def _step(
-    model: PeftModel,
-    base: LoadedBase,
-    batch: Sequence[EncodedExample],
-    weights: FlatParameters,
-    optimiser: torch.optim.Optimizer,
-    max_grad_norm: float,
-) -> float:
-    """Do one optimiser step; returns the mean loss per reply token before it, in nat."""
+def _loss_and_gradient(model: PeftModel, base: LoadedBase, batch: Sequence[EncodedExample]) -> torch.Tensor:
+    """Run one batch forward and backward; returns its mean loss per reply token in nat, on the device.
+
+    Nothing in here may wait for a GPU (tests/gpu/test_cuda.py): no `float()`, `.item()` or plain `.to()`.
+    """
     hidden, targets, _ = reply_hidden_states(model, base, batch)
     output = base.model.get_output_embeddings()
     loss = reply_cross_entropy(hidden, output.weight, targets) / max(1, len(targets))  # type: ignore[union-attr, arg-type]
     loss.backward()  # type: ignore[no-untyped-call]
-    weights.update(optimiser, max_grad_norm)
-    return float(loss.detach())
+    return loss.detach()
 
 
 def _save_adapter(model: PeftModel, folder: Path) -> None:
