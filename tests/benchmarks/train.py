@@ -12,9 +12,10 @@ not count (tests/benchmarks/step_clock.py). Trainers:
     peft_bf16    transformers and PEFT in a plain loop over our batches, padded; bf16 weights
     peft_fp32    the same with fp32 weights
 
-All have the LoRA of the preset and the loss on replies. Speed on a shared machine drifts, so each run of
-another trainer has a run of ours just before it, and what is compared is that pair. Peak memory depends on
-the longest mails that a run meets, so two TRL runs of a few steps may differ in it.
+All have the LoRA of the preset and the loss on whole replies (a job masks third persons; TRL cannot be told).
+Speed on a shared machine drifts, so each run of another trainer has a run of ours just before it, and what is
+compared is that pair. Peak memory depends on the longest mails that a run meets, so two TRL runs of a few
+steps may differ in it.
 
 The roof: with frozen weights a token costs 2 N FLOP forward and 2 N backward (no weight gradients), where N
 counts the weights that it is multiplied with, output matrix included; attention and the adapter are left out.
