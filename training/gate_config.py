@@ -63,8 +63,8 @@ class StyleLimits(_Section):
     """W, the share of the way from the base to the person (P)."""
     max_loss_to_current: float = Field(default=0.03, ge=0)
     """How much farther than the adapter in use (P)."""
-    min_gap: float = Field(default=0.05, gt=0)
-    """D(base) - D(own) below which there is no way to measure (C: the spread of own-own at 25 mails)."""
+    min_gap: float = Field(default=0.08, gt=0)
+    """D(base) - D(own) below which there is no way to measure (C: the chance spread of D at 24 texts)."""
     min_length_ratio: float = Field(default=0.6, gt=0)
     max_length_ratio: float = Field(default=1.6, gt=0)
     """Median words of outputs over the person's (P)."""
