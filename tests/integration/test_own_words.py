@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.labels.check import check
-from tests.labels.sample import MAILBOX_FOLDER, MAILBOXES
+from tests.labels.sample import MAILBOX_FOLDER, MAILBOXES, read_mailbox
+from training.config import DataConfig
+from training.dataset import prepare
 
 MIN_KEPT = 0.97
 """Share of the author's own words that examples keep (issue 5)."""
@@ -22,3 +24,22 @@ def test_examples_hold_the_authors_words_and_nobody_elses(mailbox: str) -> None:
     assert found.kept_share >= MIN_KEPT
     # Dropping a mail is no way to keep it clean: few own words may be lost to doubt.
     assert found.unclear_words <= 0.03 * max(1, found.own_words)
+
+
+# mailbox → what the person is told, besides being refused
+REFUSED = {
+    "wh-bianchi-s": ("192 sent mails", "121 are empty", "more are needed"),
+    "davis-pete": ("723 sent mails", "written by a machine, not by a person"),
+    "black-t": ("110 sent mails", "forwarded without words of yours", "54 were found: 46 more are needed"),
+}
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("mailbox", REFUSED)
+def test_a_mailbox_without_enough_own_words_is_refused_with_its_numbers(mailbox: str) -> None:
+    if not (MAILBOX_FOLDER / f"{mailbox}.jsonl").exists():
+        pytest.skip(f"{mailbox} is not beside the repository (shared/data/mailboxes)")
+    report = prepare(read_mailbox(mailbox), DataConfig()).report
+    assert not report.eligible
+    for words in REFUSED[mailbox]:
+        assert words in report.reason

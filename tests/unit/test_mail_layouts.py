@@ -292,3 +292,38 @@ def test_a_signed_forward_without_a_header_stays() -> None:
 )
 def test_quoted_printable_leftovers_are_decoded_and_formulas_are_not(raw: str, text: str) -> None:
     assert normalise_text(raw) == text
+
+
+# ---- footers in six languages ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "footer",
+    [
+        "Este mensaje y sus anexos son confidenciales y para uso exclusivo de su destinatario.",
+        "AVISO LEGAL: este correo es confidencial.",
+        "Questo messaggio è riservato e destinato esclusivamente ai destinatari.",
+        "Le informazioni contenute in questo messaggio sono riservate.",
+        "Dit bericht is vertrouwelijk en alleen bestemd voor de geadresseerde.",
+        "Esta mensagem é confidencial e destinada apenas ao destinatário.",
+        "Der Inhalt dieser E-Mail ist vertraulich und nur für den Empfänger bestimmt.",
+        "Bitte denken Sie an die Umwelt, bevor Sie diese E-Mail ausdrucken.",
+        "Les informations contenues dans ce courriel sont confidentielles.",
+        "Please consider the environment before printing this e-mail.",
+        "Gesendet mit der Telekom Mail App",
+        "Envoyé depuis mon téléphone Android",
+        "Enviado desde mi Galaxy",
+        "Inviato dal mio cellulare",
+        "Verzonden vanaf mijn telefoon",
+        "Enviado do meu telemóvel",
+        "Sent from Outlook for Android",
+        "Sent from Proton Mail for iOS",
+        "Holen Sie sich Outlook für iOS",
+        "To unsubscribe from this group, send an email to dev+unsubscribe@x.example.",
+        '-- \nYou received this message because you are subscribed to the Google Groups "dev" group.',
+        "_______________________________________________\ndev mailing list -- dev@lists.x.example\n"
+        "To unsubscribe send an email to dev-leave@lists.x.example",
+    ],
+)
+def test_legal_phone_and_list_footers_are_cut(footer: str) -> None:
+    assert explained(f"{OWN}\n\nBest,\nAnna\n\n{footer}\n").own_words == f"{OWN}\n\nBest,\nAnna"

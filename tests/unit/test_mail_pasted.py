@@ -96,3 +96,19 @@ def test_a_mail_that_another_name_signs_is_dropped_and_counted() -> None:
         for n, body in enumerate(bodies)
     ]
     assert clean_mailbox(mails).drop_of == {"m8": DropReason.UNCLEAR_QUOTE}
+
+
+@pytest.mark.parametrize(
+    ("body", "drop"),
+    [
+        ("FYI\n\nThe slip is closed on Saturday for repairs, use the other one.\n\nBen Ohm\nX5356", True),
+        ("The slip is closed on Saturday for repairs, use the other one.", True),
+        ("The slip is closed on Saturday for repairs, use the other one.\n\nAnna", False),
+        ("The slip is closed on Saturday for repairs, use the other one.  AE", False),
+    ],
+)
+def test_a_forward_without_its_header_counts_only_when_the_author_signed_it(body: str, drop: bool) -> None:
+    mail = Mail(
+        id="m", thread_id="t", position=0, subject="FW: slip", body_text=body, sender="anna.ember@x.example"
+    )
+    assert clean_mailbox([mail]).drop_of == ({"m": DropReason.UNCLEAR_QUOTE} if drop else {})

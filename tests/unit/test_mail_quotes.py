@@ -336,6 +336,12 @@ BAIT = {
     "soft breaks": "=\n",
     "tags": "<div>",
     "one word": "a",
+    "bylines": "\nBy Aa Bb Cc",
+    "datelines": "\nAAAA, Bbbb ",
+    "speakers": "\nMR. A",
+    "speech marks": 'said "',
+    "nearly markers": "-- origina message",
+    "encoded bytes": "a=E9",
 }
 
 
