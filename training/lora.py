@@ -237,7 +237,7 @@ def _loss_and_gradient(model: PeftModel, base: LoadedBase, batch: Sequence[Encod
 
     Nothing in here may wait for a GPU (tests/gpu/test_cuda.py): no `float()`, `.item()` or plain `.to()`.
     """
-    hidden, targets, _ = reply_hidden_states(model, base, batch)
+    hidden, targets, _ = reply_hidden_states(model, base, batch, with_masked=False)
     output = base.model.get_output_embeddings()
     loss = reply_cross_entropy(hidden, output.weight, targets) / max(1, len(targets))  # type: ignore[union-attr, arg-type]
     loss.backward()  # type: ignore[no-untyped-call]
