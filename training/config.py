@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from training.errors import ConfigError
 from training.schemas import RetrainMode
@@ -67,6 +67,18 @@ class LoraConfig(_Config):
     dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: tuple[str, ...] = LINEAR_LAYERS
     use_rslora: bool = False
+    use_dora: bool = False
+    """Refused when true; here so that the answer is a reason and not "unknown key"."""
+
+    @field_validator("use_dora")
+    @classmethod
+    def _no_dora(cls, value: bool) -> bool:
+        if value:
+            raise ValueError(
+                "a GGUF adapter cannot carry DoRA's magnitudes, and every serving engine takes GGUF; set it "
+                "to false (use_rslora is the option that can be served)"
+            )
+        return value
 
     @model_validator(mode="after")
     def _known_modules(self) -> LoraConfig:
@@ -104,6 +116,11 @@ class TrainConfig(_Config):
     batch_tokens: int = Field(default=544, ge=64)
     """Tokens per optimiser step, padding included: about 8 short mails (references: the fastest budget on CPU
     that stays under 2 GB of activations)."""
+    packing: bool = False
+    """False: mails of similar lengths share a batch; true: mails of any length, as chance has it. Rows are
+    ragged and no mail ever sees another one either way."""
+    neftune_noise_alpha: float = 0
+    """Refused unless 0: NEFTune (Jain et al. 2023) is off."""
     precision: Literal["bf16", "fp32"] = "bf16"
     quantise: Literal["none", "nf4"] = "none"
     """`nf4`: 4-bit base weights by bitsandbytes (QLoRA, Dettmers et al. 2023); for bases that do not fit."""
@@ -133,6 +150,16 @@ class TrainConfig(_Config):
     """Stop after so many optimiser steps (smoke tests)."""
     promote_below: float = Field(default=0.0, ge=0)
     """Nat per token by which the adapter must beat the base on held-out mail."""
+
+    @field_validator("neftune_noise_alpha")
+    @classmethod
+    def _no_neftune(cls, value: float) -> float:
+        if value:
+            raise ValueError(
+                "NEFTune is off: its noise on the embeddings was made for longer chat answers, not for one "
+                "person's words, and no gain on mail was measured; set it to 0"
+            )
+        return value
 
 
 def load_train_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> TrainConfig:
@@ -165,8 +192,13 @@ def parse_train_config(data: dict[str, Any], *, source: str = "the training conf
         problem = exc.errors()[0]
         field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
         raise ConfigError(
-            f"{source}: {field}: {problem['msg']} (value: {problem.get('input')!r:.60})."
+            f"{source}: {field}: {_sentence_of(problem['msg'])} (value: {problem.get('input')!r:.60})."
         ) from exc
+
+
+def _sentence_of(message: str) -> str:
+    """Return pydantic's message without the kind of error that it puts before our own sentences."""
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def _merge(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

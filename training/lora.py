@@ -105,7 +105,7 @@ def train_adapter(
 
         split = split_validation(examples, config)
         batches = [
-            plan_epoch(split.train, config.batch_tokens, config.seed + epoch)
+            plan_epoch(split.train, config.batch_tokens, config.seed + epoch, packing=config.packing)
             for epoch in range(config.epochs)
         ]
         plan = [batch for epoch in batches for batch in epoch]

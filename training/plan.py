@@ -79,17 +79,22 @@ def looks_of(epochs: Sequence[Sequence[object]], steps: int) -> frozenset[int]:
     return frozenset(look for look in looks if look <= steps)
 
 
-def plan_epoch(examples: Sequence[EncodedExample], batch_tokens: int, seed: int) -> list[list[int]]:
+def plan_epoch(
+    examples: Sequence[EncodedExample], batch_tokens: int, seed: int, *, packing: bool = False
+) -> list[list[int]]:
     """Return batches of example indices: similar lengths together, at most `batch_tokens` of mail.
 
     Padding does not count: rows lie ragged, and only attention lays them side by side, where similar lengths
     save work. Lengths are jittered by up to 10 % before sorting, so that each epoch mixes differently; the
-    order of the batches is shuffled. A single example longer than the budget is a batch of its own.
+    order of the batches is shuffled. `packing` fills batches in a random order instead, so that long and
+    short mails meet in one step. A single example longer than the budget is a batch of its own.
     """
     chance = random.Random(seed)
-    order = sorted(
-        range(len(examples)), key=lambda i: len(examples[i].input_ids) * (1 + 0.1 * chance.random())
-    )
+    order = list(range(len(examples)))
+    if packing:
+        chance.shuffle(order)
+    else:
+        order.sort(key=lambda i: len(examples[i].input_ids) * (1 + 0.1 * chance.random()))
     batches: list[list[int]] = []
     room = 0
     for index in order:

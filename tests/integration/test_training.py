@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +29,7 @@ from training.loaded_base import LoadedBase, load_base
 from training.lora import train_adapter
 from training.plan import plan_epoch, rate_factor
 from training.schemas import Example, MailLoss, Outcome, TrainingProgress, TrainingResult
+from training.settings import PROJECT_ROOT
 from training.start_adapter import CONFIG_FILE, WEIGHTS_FILE
 
 TINY = TrainConfig(
@@ -115,6 +119,84 @@ def test_recomputed_activations_give_the_same_adapter(base: LoadedBase, tmp_path
     thrifty = train_adapter(thrifty_config, tiny_examples(), base, tmp_path / "thrifty")
     for (_, expected), (_, loss) in zip(plain.loss_curve, thrifty.loss_curve, strict=True):
         assert loss == pytest.approx(expected, abs=1e-4)
+
+
+# ---- options ---------------------------------------------------------------------------------------
+
+
+def tensors_of(result: TrainingResult) -> dict[str, torch.Tensor]:
+    return load_file(Path(result.adapter_dir) / "adapter_model.safetensors")
+
+
+def test_rank_and_target_modules_are_the_adapters_shape(base: LoadedBase, tmp_path: Path) -> None:
+    lora = LoraConfig(rank=2, alpha=4, dropout=0, target_modules=("q_proj", "v_proj"))
+    tensors = tensors_of(
+        train_adapter(TINY.model_copy(update={"lora": lora}), tiny_examples(), base, tmp_path)
+    )
+    assert {name.split(".")[-3] for name in tensors} == {"q_proj", "v_proj"}
+    assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {2}
+
+
+@pytest.mark.parametrize(
+    ("change", "times"),
+    [
+        ({"alpha": 16}, 2.0),
+        ({"use_rslora": True}, 2.0),  # alpha / sqrt(4) instead of alpha / 4
+    ],
+)
+def test_alpha_and_rslora_scale_what_an_adapter_does(
+    base: LoadedBase, tmp_path: Path, change: dict[str, Any], times: float
+) -> None:
+    from peft import PeftModel
+
+    def scale_of(config: TrainConfig, folder: Path) -> float:
+        result = train_adapter(config, tiny_examples(), base, folder)
+        model = PeftModel.from_pretrained(tiny_base().model, result.adapter_dir)
+        # The attention layers have a scaling of their own, a number.
+        found = [getattr(module, "scaling", None) for module in model.modules()]
+        (scale,) = {scaling["default"] for scaling in found if isinstance(scaling, dict)}
+        return float(scale)
+
+    one_step = TINY.model_copy(update={"max_steps": 1})
+    changed = one_step.model_copy(update={"lora": TINY.lora.model_copy(update=change)})
+    assert scale_of(changed, tmp_path / "changed") == times * scale_of(one_step, tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": "cosine"},
+        {"schedule": "constant"},
+        {"packing": True},
+        {"lora": TINY.lora.model_copy(update={"dropout": 0.0})},
+    ],
+    ids=["cosine", "constant", "packing", "no dropout"],
+)
+def test_an_option_trains_another_adapter_and_learns(
+    base: LoadedBase, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    plain = train_adapter(TINY, tiny_examples(), base, tmp_path / "plain")
+    changed = train_adapter(TINY.model_copy(update=change), tiny_examples(), base, tmp_path / "changed")
+    assert digest(changed) != digest(plain)
+    assert changed.loss_curve[-1][1] < changed.loss_curve[0][1] - 0.1
+
+
+def test_another_process_gives_the_same_adapter(base: LoadedBase, tmp_path: Path) -> None:
+    """Dropout included: nothing of a process, not even its hash seed, decides what an adapter becomes."""
+    here = train_adapter(TINY, tiny_examples(), base, tmp_path / "here")
+    code = (
+        "import sys; from pathlib import Path; from tests.integration.test_training import *; "
+        "print(digest(train_adapter(TINY, tiny_examples(), tiny_base(), Path(sys.argv[1]))))"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "there")],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert there.stdout.split()[-1] == digest(here)
 
 
 # ---- the base stays what it was --------------------------------------------------------------------

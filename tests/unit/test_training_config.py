@@ -84,6 +84,32 @@ def test_a_wrong_setting_is_named(wrong: dict[Any, Any], field: str) -> None:
         parse_train_config(wrong)
 
 
+def test_dora_is_refused_with_the_reason_and_the_alternative() -> None:
+    with pytest.raises(ConfigError, match=r"lora\.use_dora: a GGUF adapter cannot carry .*use_rslora"):
+        parse_train_config({"lora": {"use_dora": True}})
+    assert not parse_train_config({"lora": {"use_dora": False}}).lora.use_dora
+
+
+def test_neftune_is_off_and_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"neftune_noise_alpha: NEFTune is off: .*set it to 0 \(value: 5"):
+        parse_train_config({"neftune_noise_alpha": 5})
+    assert parse_train_config({"neftune_noise_alpha": 0}) == TrainConfig()
+
+
+def test_our_own_sentences_come_without_a_kind_of_error_before_them() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_train_config({"lora": {"target_modules": ["embed_tokens"]}})
+    assert "Value error" not in str(refused.value)
+    assert "lora: target_modules ['embed_tokens'] cannot" in str(refused.value)
+
+
+def test_the_owners_settings_are_a_preset_of_their_own() -> None:
+    seeds = load_train_config("seeds")
+    assert (seeds.lora.rank, seeds.lora.alpha, seeds.lora.dropout) == (16, 32, 0.05)
+    assert (seeds.learning_rate, seeds.epochs, seeds.validation_fraction) == (2e-4, 3, 0)
+    assert load_train_config("default").learning_rate == 1e-3
+
+
 def test_the_message_names_the_file_and_the_value(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("batch_tokens: 7\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: batch_tokens: .*64.*value: 7"):

@@ -27,7 +27,7 @@ def of_lengths(lengths: list[int]) -> list[EncodedExample]:
     return [EncodedExample(f"m{n}", "t", tuple(range(length)), 1) for n, length in enumerate(lengths)]
 
 
-LENGTHS = [random.Random(1).randrange(2, 400) for _ in range(150)]
+LENGTHS = random.Random(1).choices(range(2, 400), k=150)
 
 
 # ---- batches ---------------------------------------------------------------------------------------
@@ -61,6 +61,20 @@ def test_the_seed_decides_the_plan_and_each_epoch_has_another() -> None:
     other = plan_epoch(of_lengths(LENGTHS), 768, seed=18)
     assert plan == plan_epoch(of_lengths(LENGTHS), 768, seed=17)
     assert {frozenset(batch) for batch in plan} != {frozenset(batch) for batch in other}
+
+
+def test_packing_fills_batches_with_mails_of_any_length_and_leaves_none_out() -> None:
+    packed = plan_epoch(of_lengths(LENGTHS), 768, seed=17, packing=True)
+    alike = plan_epoch(of_lengths(LENGTHS), 768, seed=17)
+
+    def spread(batches: list[list[int]]) -> float:
+        lengths = [[LENGTHS[index] for index in batch] for batch in batches]
+        return sum(max(batch) - min(batch) for batch in lengths) / len(lengths)
+
+    assert sorted(index for batch in packed for index in batch) == list(range(len(LENGTHS)))
+    assert all(sum(LENGTHS[index] for index in batch) <= 768 for batch in packed)
+    assert spread(packed) > 3 * spread(alike)
+    assert packed == plan_epoch(of_lengths(LENGTHS), 768, seed=17, packing=True)
 
 
 def test_nothing_makes_no_batches() -> None:
