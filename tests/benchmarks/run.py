@@ -4,7 +4,7 @@
     python -m tests.benchmarks.run --only clean,import          some of them
     python -m tests.benchmarks.run --out docs/performance.md    write the page of tables as well
 
-Most of the time goes to `train` (8 minutes), `cohort_speed` (12), `cohort` (18 trainings, 8 minutes) and
+Most of the time goes to `train` (8 minutes), `cohort_speed` (14), `cohort` (18 trainings, 8 minutes) and
 `scan` (2 minutes on a quiet machine, 8 beside other work); the rest takes 5. Exit code 1 when a part failed;
 the others' figures are printed all the same. A page keeps what stands below its line `KEEP` (report.py).
 """
