@@ -9,6 +9,7 @@ from app.session import Session
 from store import mail, users
 from store.importers.load import import_mailbox
 from store.rates import measured_runs
+from training.adapter_size import adapter_bytes
 from training.base_models import find_base_model
 from training.config import load_train_config
 from training.dataset import prepare
@@ -73,4 +74,5 @@ def check_user(
     prepared = prepare(mails, chosen.data, sent=mail.count_sent(session.db, user.id), on_progress=on_progress)
     rates = rates_of(base, chosen, *measured_runs(session.db, base.id))
     estimate = estimate_training(prepared.train, chosen, rates, settings.hourly_price)
-    return prepared.report.model_copy(update={"estimate": estimate})
+    sized = estimate.model_copy(update={"adapter_bytes": adapter_bytes(base, chosen)})
+    return prepared.report.model_copy(update={"estimate": sized})

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from store.outbox import DeliveryState
+from training.adapter_size import describe_adapter_size
 from training.estimate import describe_estimate
 from training.mail.secrets import redact
 from training.schemas import DataReport, EventLevel, ImportReport, Job, JobEvent, JobStatus, Outcome
@@ -204,6 +205,7 @@ def show_data_report(report: DataReport) -> None:
                 if estimate.measured_runs
                 else "a first guess: none of this base model has been measured there."
             )
+            + f" The adapter will be about {describe_adapter_size(estimate.adapter_bytes)}."
         )
 
 

@@ -13,6 +13,7 @@ from tasks.progress import not_essential
 from tasks.stages import require_consent, stage
 from tasks.tools import database, job_folder, settings, without_mail_text
 from tasks.training_mail import can_go_on, plan_retrain, read_training_mail
+from training.adapter_size import adapter_bytes, describe_adapter_size
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import OldSet, Prepared, prepare, require_enough, to_jsonl
@@ -82,7 +83,8 @@ def with_estimate(prepared: Prepared, config: TrainConfig, job: Job) -> DataRepo
     base = find_base_model(job.base_model)
     rates = rates_of(base, config, *measured_runs(database(), base.id))
     estimate = estimate_training(prepared.train, config, rates, settings().hourly_price)
-    return prepared.report.model_copy(update={"estimate": estimate})
+    sized = estimate.model_copy(update={"adapter_bytes": adapter_bytes(base, config)})
+    return prepared.report.model_copy(update={"estimate": sized})
 
 
 def _record(job_id: str, report: DataReport, characters: int) -> None:
@@ -109,7 +111,8 @@ def data_report_markdown(report: DataReport) -> str:
     rows += [f"| dropped: {reason.label} | {count} |" for reason, count in report.dropped.items()]
     estimate = report.estimate
     took = (
-        f"\n\nEstimate: {estimate.seconds:.0f} s, {estimate.tokens} tokens, ${estimate.cost:.2f}."
+        f"\n\nEstimate: {estimate.seconds:.0f} s, {estimate.tokens} tokens, ${estimate.cost:.2f}; "
+        f"adapter about {describe_adapter_size(estimate.adapter_bytes)}."
         if estimate
         else ""
     )

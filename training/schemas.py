@@ -125,6 +125,8 @@ class Estimate(Schema):
     """Where the last training of any base ran; empty before the first."""
     measured_runs: int = 0
     """Trainings of this base on that device that the estimate rests on; 0: a first guess."""
+    adapter_bytes: int = 0
+    """Size of the adapter that will be served."""
 
 
 class MeasuredRun(Schema):
