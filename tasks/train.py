@@ -254,7 +254,7 @@ class _Reporter:
         text = (
             f"{result.steps} steps, {result.train_tokens} tokens in {result.train_seconds:.0f} s on "
             f"{result.device}: {result.train_tokens_per_second:.0f} tokens/s, at most "
-            f"{result.peak_memory_bytes / 1e9:.1f} GB.\n\n{loss_plot(result)}"
+            f"{result.peak_memory_bytes / 1e9:.1f} GB. {result.stop_reason}\n\n{loss_plot(result)}"
         )
         with not_essential("The loss curve"):
             create_table_artifact(table=rows, key=f"loss-curve-{job_id}", description="Nat per reply token")
@@ -286,6 +286,9 @@ def loss_plot(result: TrainingResult) -> str:
     figure = Figure(figsize=(6, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([step for step, _ in result.loss_curve], [loss for _, loss in result.loss_curve], linewidth=1.4)
+    if result.validation_curve:
+        axes.plot(*zip(*result.validation_curve, strict=True), marker="o", label="validation")
+        axes.legend(frameon=False)
     axes.set_xlabel("step")
     axes.set_ylabel("nat per reply token")
     axes.spines[["top", "right"]].set_visible(False)
