@@ -113,9 +113,9 @@ class TrainConfig(_Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_seq_tokens: int = Field(default=1024, ge=64)
     """Longer prompts lose the middle, where the answered message stands; longer replies lose their end."""
-    batch_tokens: int = Field(default=544, ge=64)
-    """Tokens per optimiser step, padding included: about 8 short mails (references: the fastest budget on CPU
-    that stays under 2 GB of activations)."""
+    batch_tokens: int = Field(default=704, ge=64)
+    """Tokens of prompts and replies per optimiser step: 8 mails of david's mean length, the usual batch size.
+    On one core 544, 704 and 1,024 gave 537, 592 and 567 tokens a second (docs/performance.md)."""
     packing: bool = False
     """False: mails of similar lengths share a batch; true: mails of any length, as chance has it. Rows are
     ragged and no mail ever sees another one either way."""

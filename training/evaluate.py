@@ -13,10 +13,10 @@ from training.dataset import EncodedExample
 from training.export import require_whole
 from training.forward import reply_hidden_states
 from training.loaded_base import LoadedBase, restore_base
-from training.lora_linear import speed_up
 from training.loss import reply_log_likelihood
 from training.plan import plan_epoch
 from training.schemas import MailLoss
+from training.speed_up import speed_up
 
 if TYPE_CHECKING:
     from peft import PeftModel

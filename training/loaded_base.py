@@ -14,6 +14,7 @@ from training.architectures import refuse_unproven
 from training.config import TrainConfig
 from training.errors import ConfigError
 from training.memory import MemoryPlan, choose_gpus, fit_memory, weights_per_gpu
+from training.speed_up import restore_forwards
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -134,6 +135,7 @@ def _refuse_offloading(model: PreTrainedModel) -> None:
 def restore_base(model: PeftModel, base: LoadedBase) -> None:
     """Take the adapter off, so that the base is what it was for the next job of the cohort."""
     model.unload()  # type: ignore[no-untyped-call, operator]
+    restore_forwards(base.model)
     if base.model.is_activation_checkpointing:
         base.model.activation_checkpointing_disable()
         base.model.disable_input_require_grads()

@@ -25,11 +25,11 @@ from training.errors import ConfigError, TrainingCancelled
 from training.flat_parameters import FlatParameters
 from training.forward import reply_hidden_states
 from training.loaded_base import LoadedBase, restore_base
-from training.lora_linear import speed_up
 from training.loss import reply_cross_entropy
 from training.optimiser import make_optimiser
 from training.plan import looks_of, plan_epoch, rate_factor, split_validation
 from training.schemas import TrainingProgress, TrainingResult
+from training.speed_up import speed_up
 from training.start_adapter import digest_of, load_weights, read_start_adapter
 from training.step_losses import StepLosses
 from training.termination import saved_when_told_to_end, uninterrupted

@@ -7,6 +7,7 @@ configuration and the file format. With dropout 0 the results equal PEFT's up to
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class _LoraLinear(torch.autograd.Function):
         keep: torch.Tensor | None,
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        down = _masked(rows, keep) @ a.t()
+        down = masked(rows, keep) @ a.t()
         y = torch.nn.functional.linear(rows, weight, bias)
         y.addmm_(down, b.t(), alpha=scale)
         # `rows` and `keep` are shared by the layers that read the same input; what is dropped is computed
@@ -45,7 +46,7 @@ class _LoraLinear(torch.autograd.Function):
         rows, keep, down, weight, a, b = ctx.saved_tensors
         grad = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
         up = (grad @ b).mul_(ctx.scale)
-        grad_a = up.t() @ _masked(rows, keep)
+        grad_a = up.t() @ masked(rows, keep)
         grad_b = (grad.t() @ down).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -53,12 +54,12 @@ class _LoraLinear(torch.autograd.Function):
             if keep is None:
                 grad_x.addmm_(up, a)
             else:
-                grad_x += _masked(up @ a, keep)
+                grad_x += masked(up @ a, keep)
             grad_x = grad_x.view(ctx.x_shape)
         return grad_x, None, None, grad_a, grad_b, None, None
 
 
-class _DropoutMasks:
+class DropoutMasks:
     """Draws dropout masks; layers that read the same input (q, k, v; gate, up) share its mask, as they
     would behind one dropout in front of a fused projection."""
 
@@ -87,7 +88,7 @@ def draw_keep_mask(rows: torch.Tensor, probability: float) -> torch.Tensor:
     return keep.to(_integer_of(rows.dtype)).view(rows.shape)
 
 
-def _masked(rows: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+def masked(rows: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     return rows if keep is None else (rows.view(keep.dtype) & keep).view(rows.dtype)
 
 
@@ -95,35 +96,52 @@ def _integer_of(dtype: torch.dtype) -> torch.dtype:
     return torch.int32 if dtype == torch.float32 else torch.int16
 
 
-def speed_up(model: torch.nn.Module, adapter: str = "default") -> int:
-    """Give every plain LoRA linear layer of a PEFT model the fused forward; returns how many.
+@dataclass(frozen=True)
+class LoraPart:
+    """What the fused forwards need of one PEFT layer."""
 
-    Layers with an adapter that this does not cover (DoRA, quantised weights) keep PEFT's forward.
-    """
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    """Of the adapter, divided by the share that dropout keeps."""
+    dropout: float
+
+
+def part_of(layer: Any, adapter: str) -> LoraPart | None:
+    """Return the layer's parts, or None while PEFT's own forward must be used (no adapter, or merged)."""
+    if layer.disable_adapters or layer.merged or layer.active_adapters != [adapter]:
+        return None
+    dropout = getattr(layer.lora_dropout[adapter], "p", 0.0) if layer.training else 0.0
+    return LoraPart(
+        layer.base_layer.weight,
+        layer.base_layer.bias,
+        layer.lora_A[adapter].weight,
+        layer.lora_B[adapter].weight,
+        layer.scaling[adapter] / (1 - dropout),
+        dropout,
+    )
+
+
+def is_plain(layer: Any, adapter: str) -> bool:
+    """Tell whether a module is a LoRA layer over plain weights (no DoRA, not quantised)."""
     from peft.tuners.lora.layer import Linear
 
-    masks = _DropoutMasks()
-    changed = 0
-    for module in model.modules():
-        if type(module) is Linear and not module.use_dora.get(adapter, False):  # type: ignore[union-attr, operator]
-            module.forward = _fused_forward(module, adapter, masks)  # type: ignore[method-assign]
-            changed += 1
-    return changed
+    return type(layer) is Linear and not layer.use_dora.get(adapter, False)
 
 
-def _fused_forward(module: Any, adapter: str, masks: _DropoutMasks) -> Any:
-    original = module.forward
+def fuse(layer: Any, adapter: str, masks: DropoutMasks) -> Any:
+    """Return the forward of one LoRA layer as one autograd step."""
+    original = layer.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if module.disable_adapters or module.merged or module.active_adapters != [adapter]:
+        part = part_of(layer, adapter)
+        if part is None:
             return original(x, *args, **kwargs)  # type: ignore[no-any-return]
-        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        probability = getattr(module.lora_dropout[adapter], "p", 0.0) if module.training else 0.0
-        keep = masks.draw(x, probability) if probability else None
-        scale = module.scaling[adapter] / (1 - probability)
-        base = module.base_layer
+        keep = masks.draw(x, part.dropout) if part.dropout else None
         return _LoraLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, base.weight, base.bias, a, b, scale, keep
+            x, part.weight, part.bias, part.a, part.b, part.scale, keep
         )
 
     return forward

@@ -27,8 +27,8 @@ class _ReplyCrossEntropy(torch.autograd.Function):
             probabilities = torch.softmax(hidden[chunk] @ weight.t(), dim=-1)
             at_target = probabilities.gather(1, target)
             total -= at_target.float().clamp_min(1e-30).log().sum()
-            # d(-log softmax)/d logits = p - 1[target]
-            probabilities.scatter_(1, target, at_target - 1)
+            # d(-log softmax)/d logits = p - 1[target], in place: `scatter_` copies all of the logits on CPU.
+            probabilities[torch.arange(len(target), device=target.device), target[:, 0]] = at_target[:, 0] - 1
             torch.mm(probabilities, weight, out=gradient[chunk])
         ctx.save_for_backward(gradient)
         return total

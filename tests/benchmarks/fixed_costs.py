@@ -89,7 +89,7 @@ def _pay(request: dict[str, Any], report: Report) -> dict[str, Any]:
     from training.config import load_train_config
     from training.export import export_gguf
     from training.loaded_base import load_base
-    from training.lora_linear import speed_up
+    from training.speed_up import speed_up
 
     config = load_train_config(request["preset"])
     info = find_base_model(request["base_model"])

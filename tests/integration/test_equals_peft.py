@@ -31,9 +31,9 @@ from training.errors import ConfigError
 from training.forward import reply_hidden_states
 from training.loaded_base import LoadedBase, load_base
 from training.lora import train_adapter
-from training.lora_linear import speed_up
 from training.loss import reply_cross_entropy
 from training.plan import plan_epoch, rate_factor
+from training.speed_up import speed_up
 
 STEPS = 20
 SHAPE: dict[str, Any] = {

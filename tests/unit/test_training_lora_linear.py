@@ -9,7 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from training.lora_linear import draw_keep_mask, speed_up
+from tests.bases import tiny_base
+from training.config import LINEAR_LAYERS
+from training.lora_linear import draw_keep_mask
+from training.rms_norm import fuse
+from training.speed_up import GATED_MLPS, RMS_NORMS, restore_forwards, speed_up
 
 WIDTH, OUT, RANK, ALPHA = 16, 24, 4, 12
 
@@ -148,3 +152,37 @@ def test_dora_keeps_pefts_own_forward() -> None:
     expected = model(x)[0]
     assert speed_up(model) == 0
     assert torch.equal(model(x)[0], expected)
+
+
+# ---- the other fused forwards ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_and_its_gradient_equal_transformers_own(dtype: torch.dtype) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    torch.manual_seed(7)
+    norm = LlamaRMSNorm(24, eps=1e-5).to(dtype).requires_grad_(False)
+    norm.weight.copy_(1 + 0.3 * torch.randn(24))
+    x = (3 * torch.randn(2, 5, 24)).to(dtype).requires_grad_(True)
+    upstream = torch.randn(2, 5, 24).to(dtype)
+    kept = upstream.clone()
+
+    ours = fuse(norm)(x)
+    expected = norm(x)
+
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(ours, expected, **close)
+    (ours_grad,) = torch.autograd.grad(ours, x, upstream)
+    (expected_grad,) = torch.autograd.grad(expected, x, upstream)
+    torch.testing.assert_close(ours_grad, expected_grad, **close)
+    assert torch.equal(upstream, kept)  # the gradient is read, never written
+
+
+def test_the_base_gets_its_own_forwards_back() -> None:
+    base = tiny_base()
+    speed_up(get_peft_model(base.model, LoraConfig(r=RANK, target_modules=list(LINEAR_LAYERS))))
+    changed = [m for m in base.model.modules() if type(m).__name__ in GATED_MLPS + RMS_NORMS]
+    assert changed and all("forward" in m.__dict__ for m in changed)
+    restore_forwards(base.model)
+    assert not any("forward" in m.__dict__ for m in changed)
