@@ -80,7 +80,7 @@ def test_the_same_settings_spelt_in_another_order_are_the_same_run(ledger: Ledge
 def test_a_line_torn_by_a_killed_process_costs_that_run_only(ledger: Ledger, tmp_path: Path) -> None:
     ledger.add(RUN, RESULT)
     file = tmp_path / "quality.jsonl"
-    file.write_text(file.read_text() + '{"key": "0123", "resu')
+    file.write_text(file.read_text() + '{"code": "0123", "resu')
 
     assert Ledger(file, "code-1").find(RUN) == RESULT
 
@@ -173,6 +173,7 @@ def test_a_part_of_which_nothing_is_measured_leaves_its_section_alone(
     Ledger(tmp_path / "quality.jsonl", "code-1", "abc1234").add(precision.run_of("david", "bf16"), RESULT)
     assert quality.main([*arguments, "--code", "code-1"]) == 0
     assert "commit abc1234" in page.read_text() and "last year" not in page.read_text()
+    assert "Not complete: 1 of 6 runs" in page.read_text()
 
 
 def test_a_table_is_markdown() -> None:
@@ -196,8 +197,7 @@ def test_the_sweep_compares_a_setting_only_where_both_are_measured(ledger: Ledge
 
     row = next(line for line in sweep.section(ledger).splitlines() if line.startswith("| lr 2e-3"))
 
-    assert "| -0.050 | 1 of 1 |" in row
-    assert "2.600" in row
+    assert "| 2 | -0.050 | 1 of 1 | +0.200 | – | – |" in row
 
 
 def test_a_setting_that_diverged_is_told_and_has_no_mean(ledger: Ledger) -> None:
@@ -286,4 +286,4 @@ def test_the_ledger_holds_numbers_and_settings_only(ledger: Ledger, tmp_path: Pa
 
     line = json.loads((tmp_path / "quality.jsonl").read_text())
     assert line["result"] == {"held_out": [[2.0, 9]]}
-    assert set(line) == {"key", "code", "commit", "kind", "mailbox", "settings", "result"}
+    assert set(line) == {"code", "commit", "kind", "mailbox", "settings", "result"}

@@ -25,7 +25,7 @@ from typing import Any
 
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.mailboxes import SHARED
-from tests.benchmarks.quality.ledger import Ledger, code_version
+from tests.benchmarks.quality.ledger import Ledger, Run, code_version
 from tests.benchmarks.quality.page import replace_sections
 from tests.benchmarks.quality.processes import do_missing
 from training.settings import load_settings
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [run for part in parts.values() for run in part.runs()]
         failures = do_missing(runs, ledger, options.work, options.processes)
     sections = {
-        part.TITLE: f"{_made_by(name, ledger.commits(part.runs()), machine)}\n\n{part.section(ledger)}"
+        part.TITLE: f"{_made_by(name, part.runs(), ledger, machine)}\n\n{part.section(ledger)}"
         for name, part in parts.items()
         if any(ledger.find(run) is not None for run in part.runs())
     }
@@ -69,11 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _made_by(name: str, commits: Sequence[str], machine: dict[str, Any]) -> str:
+def _made_by(part: str, runs: Sequence[Run], ledger: Ledger, machine: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {machine['packages'].get(name, '?')}" for name in ("torch", "transformers"))
+    left = len(ledger.missing(runs))
     return (
-        f"`python -m tests.benchmarks.quality --only {name}`, {datetime.now(UTC):%Y-%m-%d}, "
-        f"commit {', '.join(commits) or 'unknown'}; {packages}."
+        f"`python -m tests.benchmarks.quality --only {part}`, {datetime.now(UTC):%Y-%m-%d}, "
+        f"commit {', '.join(ledger.commits(runs)) or 'unknown'}; {packages}."
+        + (f" **Not complete: {len(runs) - left} of {len(runs)} runs are measured.**" if left else "")
     )
 
 

@@ -16,10 +16,14 @@ from typing import Any
 from training.config import TrainConfig, load_train_config
 from training.settings import PROJECT_ROOT
 
-MEASURED_CODE = ("training", "store/mail.py", "tasks/training_mail.py", "configs/base_models.yaml")
+MEASURED_CODE = (
+    "training",
+    "store/mail.py",
+    "tasks/training_mail.py",
+    "configs/base_models.yaml",
+    "configs/train/default.yaml",
+)
 """What decides a result; the rest of the repository may change without anything being measured again."""
-NOT_IN_KEY = {"name", "checkpoint_every_s", "checkpoint_every_steps"}
-"""Fields of a preset that change no weight."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,8 @@ class Run:
         return load_train_config("default", dict(self.settings))
 
     def key(self, code: str) -> str:
-        """Return the digest of everything that decides the result; `code` is `code_version()`.
-
-        The whole preset is in it: a changed default must not pass for the run of before.
-        """
-        what = [code, self.kind, self.mailbox, self.config.model_dump(mode="json", exclude=NOT_IN_KEY)]
+        """Return the digest of everything that decides the result; `code` is `code_version()`."""
+        what = [code, self.kind, self.mailbox, dict(self.settings)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -63,8 +64,8 @@ class Ledger:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # the last line of a run that was killed while writing
-                self._found[row["key"]] = row["result"]
-                self._commits[row["key"]] = row.get("commit")
+                key = Run(row["kind"], row["mailbox"], row["settings"]).key(row["code"])
+                self._found[key], self._commits[key] = row["result"], row.get("commit")
 
     def find(self, run: Run) -> dict[str, Any] | None:
         """Return the result of a finished run, None when it has not been done with this code."""
@@ -86,7 +87,6 @@ class Ledger:
         self._found[key], self._commits[key] = result, self._commit
         self._file.parent.mkdir(parents=True, exist_ok=True)
         row = {
-            "key": key,
             "code": self._code,
             "commit": self._commit,
             "kind": run.kind,

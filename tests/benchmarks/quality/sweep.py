@@ -6,7 +6,7 @@ and chooses nothing: what is chosen by it could no longer be proved on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +17,8 @@ from tests.benchmarks.quality.paired import mean_nll
 TITLE = "Learning rate, rank and dropout"
 MAILBOXES = ("david", "dasovich-j", "pereira-s")
 SEEDS = (17, 18)
+Cell = tuple[str, int]
+"""Mailbox and seed."""
 RECIPE: dict[str, Any] = {
     "epochs": 3,
     "schedule": "linear",
@@ -73,26 +75,22 @@ def section(ledger: Ledger) -> str:
         "setting",
         "runs",
         "validation",
-        "against the centre",
         "better in",
         *(f"held-out {mailbox}" for mailbox in MAILBOXES),
         "best after (epochs)",
     ]
-    order = sorted(
-        SETTINGS, key=lambda s: (s["rank"], s["dropout"], s["learning_rate"]) if s != CENTRE else (0,)
-    )
-    rows = [_row(_name(setting), cells[_name(setting)], centre) for setting in order]
+    rows = [_row(_name(setting), cells[_name(setting)], centre) for setting in SETTINGS]
     return "\n\n".join(
         [
-            f"One setting at a time around the centre ({_name(CENTRE)}; alpha = 2 × rank; {RECIPE['epochs']} "
-            "epochs at most, early stop). `validation`: the lowest loss on the validation slice, mean over "
-            "mailboxes and seeds; it alone chooses. `against the centre`: mean difference over the runs that "
-            "both have (same mailbox, same seed), negative is better; `better in`: in how many of them. "
-            "Held-out loss is reported and chooses nothing.",
+            f"One setting at a time around the centre, which is the first line; alpha = 2 × rank, "
+            f"{RECIPE['epochs']} epochs at most, early stop. `validation`: the lowest loss on the validation "
+            "slice; it alone chooses. The centre's line has means; the others have mean differences to the "
+            "centre over the runs that both have (same mailbox, same seed), negative is better, and in how "
+            "many of them they are better. Held-out loss is reported and chooses nothing.",
             table(header, rows),
             _base_sentence(cells),
         ]
-    ).strip("\n")
+    )
 
 
 def validation_nll(result: dict[str, Any]) -> float:
@@ -100,29 +98,39 @@ def validation_nll(result: dict[str, Any]) -> float:
     return min((nll for _, nll in result.get("validation", ())), default=float("inf"))
 
 
-def _row(name: str, cells: dict[tuple[str, int], dict[str, Any]], centre: dict[Any, Any]) -> list[str]:
-    finished = {cell: result for cell, result in cells.items() if "diverged" not in result}
+def _row(name: str, cells: dict[Cell, dict[str, Any]], centre: dict[Cell, dict[str, Any]]) -> list[str]:
+    """Return a line of the table: means for the centre, mean differences to it for any other setting."""
+    is_centre = cells is centre
+    finished = {cell: found for cell, found in cells.items() if "diverged" not in found}
     diverged = len(cells) - len(finished)
-    differences = [
-        validation_nll(finished[cell]) - validation_nll(centre[cell]) for cell in finished if cell in centre
-    ]
+    shared = [cell for cell in finished if "held_out" in centre.get(cell, {})]
+
+    def against(measure: Callable[[dict[str, Any]], float], mailbox: str | None = None) -> list[float]:
+        return [
+            measure(finished[cell]) - (0 if is_centre else measure(centre[cell]))
+            for cell in shared
+            if mailbox in (None, cell[0])
+        ]
+
+    form = "{:.3f}" if is_centre else "{:+.3f}"
+    validation = against(validation_nll)
     return [
         name,
         f"{len(cells)}" + (f", {diverged} diverged" if diverged else ""),
-        _mean([validation_nll(result) for result in finished.values()]),
-        f"{fmean(differences):+.3f}" if differences and cells is not centre else "",
-        f"{sum(d < 0 for d in differences)} of {len(differences)}" if cells is not centre else "",
-        *(
-            _mean(
-                [mean_nll(result["held_out"]) for (where, _), result in finished.items() if where == mailbox]
-            )
-            for mailbox in MAILBOXES
+        _mean(validation, form),
+        "" if is_centre or not shared else f"{sum(d < 0 for d in validation)} of {len(shared)}",
+        *(_mean(against(_held_out_nll, mailbox), form) for mailbox in MAILBOXES),
+        _mean(
+            [found["best_step"] / found["steps"] * found["epochs"] for found in finished.values()], "{:.1f}"
         ),
-        _mean([result["best_step"] / result["steps"] * result["epochs"] for result in finished.values()], 1),
     ]
 
 
-def _base_sentence(cells: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> str:
+def _held_out_nll(found: dict[str, Any]) -> float:
+    return mean_nll(found["held_out"])
+
+
+def _base_sentence(cells: dict[str, dict[Cell, dict[str, Any]]]) -> str:
     """Say what the base alone reaches on the held-out mails, and how many mails these are."""
     found = {
         mailbox: result
@@ -146,5 +154,5 @@ def _name(setting: dict[str, Any]) -> str:
     )
 
 
-def _mean(values: Sequence[float], digits: int = 3) -> str:
-    return f"{fmean(values):.{digits}f}" if values else "–"
+def _mean(values: Sequence[float], form: str) -> str:
+    return form.format(fmean(values)) if values else "–"
