@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,11 +65,14 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory this process (CPU) or its GPUs (CUDA) ever held, in bytes."""
     if device.type == "cuda":
         return sum(torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count()))
-    import resource
-    import sys
+    with suppress(OSError):
+        # VmHWM of proc(5), in kB: getrusage's ru_maxrss starts from the size of the process that forked us.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not on Windows
 
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
 def device_name(device: torch.device, gpus: int = 1) -> str:

@@ -91,7 +91,7 @@ def test_training_ends_early_and_saves_the_weights_that_were_best(base: LoadedBa
     curve = dict(result.validation_curve)
     assert result.stopped_early and result.steps == max(curve) == len(result.loss_curve) < 6 * EPOCH_STEPS
     assert 0 < result.best_step == min(curve, key=lambda step: curve[step]) < result.steps
-    assert f"at step {result.steps} of 49" in result.stop_reason
+    assert f"at step {result.steps} of {6 * EPOCH_STEPS}" in result.stop_reason
     assert f"lowest at step {result.best_step} ({curve[result.best_step]:.3f} nat" in result.stop_reason
     blind = config.model_copy(update={"max_steps": result.best_step, "validation_fraction": 0})
     until_best = train_adapter(blind, SPLIT.train, base, tmp_path / "until best")
