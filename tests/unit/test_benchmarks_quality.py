@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,12 +104,13 @@ def test_the_code_version_changes_with_the_measured_code(
 
 
 def test_a_run_that_fails_is_told_and_stays_to_be_done(ledger: Ledger, tmp_path: Path) -> None:
-    unknown = Run("no such kind", "david")
+    unknown, before = Run("no such kind", "david"), os.environ.get("OMP_NUM_THREADS")
 
     failures = do_missing([unknown], ledger, tmp_path, processes=1)
 
     assert len(failures) == 1 and "KeyError" in failures[0]
     assert ledger.missing([unknown]) == [unknown]
+    assert os.environ.get("OMP_NUM_THREADS") == before  # one thread is for the children alone
 
 
 def test_long_mails_weigh_more_in_the_mean() -> None:

@@ -34,6 +34,7 @@ def do_missing(runs: Sequence[Run], ledger: Ledger, work: Path, processes: int) 
     _say(f"{len(missing)} runs are to be done in {processes} processes")
     if not missing:
         return []
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)  # read by OpenMP when torch is loaded, in the children
     failures: list[str] = []
     started = time.monotonic()
@@ -61,6 +62,11 @@ def do_missing(runs: Sequence[Run], ledger: Ledger, work: Path, processes: int) 
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
     return failures
 
 
