@@ -10,15 +10,13 @@ from pathlib import Path
 import torch
 
 from training import base_models
-from training.config import TrainConfig
+from training.config import NOT_IN_RECIPE, TrainConfig
 from training.dataset import EncodedExample
 from training.device import random_state, restore_random_state
 from training.early_stop import EarlyStop
 from training.flat_parameters import FlatParameters
 
 CHECKPOINT_FILE = "state.pt"
-NOT_IN_RECIPE = {"name", "checkpoint_every_s", "checkpoint_every_steps"}
-"""Fields of a preset that do not change what an adapter becomes."""
 
 
 def fingerprint(

@@ -7,7 +7,7 @@ refused, so that a misspelt `lora_alhpa` fails before an hour of training and no
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,10 @@ from training.schemas import RetrainMode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+NOT_IN_RECIPE = {"name", "checkpoint_every_s", "checkpoint_every_steps"}
+"""Fields of a preset that do not change what an adapter becomes."""
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class _Config(BaseModel):
@@ -115,7 +119,7 @@ class TrainConfig(_Config):
     """Longer prompts lose the middle, where the answered message stands; longer replies lose their end."""
     batch_tokens: int = Field(default=704, ge=64)
     """Tokens of prompts and replies per optimiser step: 8 mails of david's mean length, the usual batch size.
-    On one core 544, 704 and 1,024 gave 537, 592 and 567 tokens a second (docs/performance.md)."""
+    One core, beside other work: 537, 592 and 567 tokens per second of processor at 544, 704 and 1,024."""
     packing: bool = False
     """False: mails of similar lengths share a batch; true: mails of any length, as chance has it. Rows are
     ragged and no mail ever sees another one either way."""
@@ -173,21 +177,35 @@ def load_train_config(name_or_path: str, overrides: dict[str, Any] | None = None
     if path.suffix not in {".yaml", ".yml"}:
         path = CONFIGS / "train" / f"{name_or_path}.yaml"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError as exc:
+        data = read_settings(path, like="configs/train/default.yaml")
+    except ConfigError as exc:
+        if not isinstance(exc.__cause__, FileNotFoundError):
+            raise
         known = ", ".join(sorted(p.stem for p in (CONFIGS / "train").glob("*.yaml")))
         raise ConfigError(f"There is no training preset {name_or_path!r}. Choose one of: {known}.") from exc
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path.name} is not readable YAML. Correct the file and run again.") from exc
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path.name} must hold `key: value` lines, as configs/train/default.yaml does.")
     return parse_train_config(_merge({"name": path.stem, **data}, overrides or {}), source=path.name)
 
 
 def parse_train_config(data: dict[str, Any], *, source: str = "the training configuration") -> TrainConfig:
     """Validate a preset that is already a mapping. Raises ConfigError."""
+    return parse_settings(TrainConfig, data, source)
+
+
+def read_settings(path: Path, *, like: str) -> dict[str, Any]:
+    """Read a YAML file of `key: value` lines; `like` names one to compare with. Raises ConfigError."""
     try:
-        return TrainConfig.model_validate(data)
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path.name} is not readable YAML. Correct the file and run again.") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name} must hold `key: value` lines, as {like} does.")
+    return data
+
+
+def parse_settings(kind: type[Settings], data: dict[str, Any], source: str) -> Settings:
+    """Validate a mapping as `kind`. Raises ConfigError naming the source, the field and what is allowed."""
+    try:
+        return kind.model_validate(data)
     except ValidationError as exc:
         problem = exc.errors()[0]
         field = ".".join(str(part) for part in problem["loc"]) or "(top level)"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.machine_memory import free_machine_bytes
+from training.machine_memory import free_machine_bytes, peak_process_bytes
 
 
 def best_device() -> torch.device:
@@ -65,14 +63,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory this process (CPU) or its GPUs (CUDA) ever held, in bytes."""
     if device.type == "cuda":
         return sum(torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count()))
-    with suppress(OSError):
-        # VmHWM of proc(5), in kB: getrusage's ru_maxrss starts from the size of the process that forked us.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
+    return peak_process_bytes()
 
 
 def device_name(device: torch.device, gpus: int = 1) -> str:

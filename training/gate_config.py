@@ -8,11 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from training.config import CONFIGS
-from training.errors import ConfigError
+from training.config import CONFIGS, parse_settings, read_settings
 
 
 class _Section(BaseModel):
@@ -120,22 +118,9 @@ class GateConfig(_Section):
 
 def load_gate_config(path: Path = CONFIGS / "gate.yaml") -> GateConfig:
     """Load the thresholds. Raises ConfigError naming the file, the field and what is allowed."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path.name} is not readable YAML. Correct the file and run again.") from exc
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path.name} must hold `key: value` lines, as configs/gate.yaml does.")
-    return parse_gate_config(data, source=path.name)
+    return parse_gate_config(read_settings(path, like="configs/gate.yaml"), source=path.name)
 
 
 def parse_gate_config(data: dict[str, Any], *, source: str = "the gate's configuration") -> GateConfig:
     """Validate thresholds that are already a mapping. Raises ConfigError."""
-    try:
-        return GateConfig.model_validate(data)
-    except ValidationError as exc:
-        problem = exc.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-        raise ConfigError(
-            f"{source}: {field}: {problem['msg']} (value: {problem.get('input')!r:.60})."
-        ) from exc
+    return parse_settings(GateConfig, data, source)

@@ -1,7 +1,11 @@
-"""How much memory this machine, or the container on it, has free. No torch: the command line asks too."""
+"""How much memory this machine, or the container on it, has free, and what this process held at most.
+
+No torch: the command line asks too.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,6 +18,18 @@ def free_machine_bytes(cgroup: Path = CGROUP) -> int:
     free = int(psutil.virtual_memory().available)
     limit = _cgroup_free(cgroup)
     return free if limit is None else min(free, limit)
+
+
+def peak_process_bytes() -> int:
+    """Return the most memory that this process ever held."""
+    with suppress(OSError):
+        # VmHWM of proc(5), in kB: getrusage's ru_maxrss starts from the size of the process that forked us.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
 def _cgroup_free(cgroup: Path) -> int | None:

@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.machine import OthersWatch, PressureWatch, peak_rss_bytes
+from tests.benchmarks.machine import OthersWatch, PressureWatch
 from training.errors import OwnvoiceError
+from training.machine_memory import peak_process_bytes
 from training.settings import PROJECT_ROOT
 
 Report = Callable[[float, float, str], None]
@@ -79,7 +80,9 @@ def serve(measure: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
         result = measure(json.load(sys.stdin), report)
     except Exception as exc:
         sys.exit(describe_failure(exc))
-    print(json.dumps({"result": {**result, "peak_rss_bytes": peak_rss_bytes()}}), file=answers, flush=True)
+    print(
+        json.dumps({"result": {**result, "peak_rss_bytes": peak_process_bytes()}}), file=answers, flush=True
+    )
 
 
 def describe_failure(exc: Exception) -> str:

@@ -11,10 +11,10 @@ from email.utils import format_datetime
 from mailbox import mbox
 from pathlib import Path
 
+from app.clean import as_mail
 from store.importers.jsonl import JsonLines
 from store.importers.mbox import read_mbox
 from store.importers.message import Message
-from store.mail import REPLY_PREFIX, split_addresses
 from training.schemas import Mail
 from training.settings import PROJECT_ROOT
 
@@ -59,26 +59,7 @@ def read_sent(mailbox: Mailbox) -> list[Mail]:
     """Read the owner's mail as the store would hand it over, without a database."""
     mails = []
     for position, message in enumerate(_sent_messages(mailbox), start=1):
-        mails.append(
-            Mail(
-                id=f"mail-{position}",
-                thread_id=message.thread_id,
-                position=position,
-                sent_at=message.sent_at,
-                sender=message.sender,
-                to=split_addresses(message.to),
-                cc=split_addresses(message.cc),
-                subject=message.subject,
-                body_text=message.body_text or "",
-                body_html=message.body_html or "",
-                headers=message.headers,
-                is_reply=bool(
-                    message.in_reply_to
-                    or "references-present" in message.headers
-                    or REPLY_PREFIX.match(message.subject)
-                ),
-            )
-        )
+        mails.append(as_mail(message).model_copy(update={"id": f"mail-{position}", "position": position}))
     return mails
 
 
