@@ -19,6 +19,8 @@ from tests.e2e.stack import SMALL, TRAIN_S, Running, wait_for
 from training.config import load_train_config
 from training.schemas import Trigger
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = [f"person{n}@example.net" for n in range(1, 9)]
 POISONED, CANCELLED = 2, 7
 SPOILT = "marsupilami"
