@@ -1,4 +1,4 @@
-"""Learning rate, rank and dropout, one at a time around the centre, judged by the validation slice.
+"""Learning rate, rank, dropout and batch size around the centre, judged by the validation slice.
 
 The slice is a part of the training mails (training.plan.split_validation). Held-out loss stands beside it
 and chooses nothing: what is chosen by it could no longer be proved on it.
@@ -14,7 +14,7 @@ from tests.benchmarks.quality.ledger import Ledger, Run
 from tests.benchmarks.quality.page import table
 from tests.benchmarks.quality.paired import mean_nll
 
-TITLE = "Learning rate, rank and dropout"
+TITLE = "Learning rate, rank, dropout and batch size"
 MAILBOXES = ("david", "dasovich-j", "pereira-s")
 SEEDS = (17, 18)
 Cell = tuple[str, int]
@@ -22,18 +22,19 @@ Cell = tuple[str, int]
 RECIPE: dict[str, Any] = {
     "epochs": 3,
     "schedule": "linear",
-    "batch_tokens": 704,
     "validation_fraction": 0.1,
     "min_validation": 12,
     "patience": 1,
     "min_delta": 0.005,
 }
 """Spelt out, so that what is being swept does not move when a default does."""
-CENTRE: dict[str, Any] = {"learning_rate": 1e-3, "rank": 16, "dropout": 0.05}
+CENTRE: dict[str, Any] = {"learning_rate": 1e-3, "rank": 16, "dropout": 0.05, "batch_tokens": 704}
 NEAR = (
     CENTRE,
-    *({**CENTRE, "learning_rate": rate} for rate in (5e-4, 2e-3)),
     *({**CENTRE, "dropout": dropout} for dropout in (0.0, 0.1)),
+    {**CENTRE, "batch_tokens": 1024},
+    {**CENTRE, "batch_tokens": 1024, "dropout": 0.0},
+    *({**CENTRE, "learning_rate": rate} for rate in (5e-4, 2e-3)),
     *({**CENTRE, "rank": rank} for rank in (8, 32)),
 )
 FAR = tuple({**CENTRE, "learning_rate": rate} for rate in (2e-4, 3e-3))
@@ -48,15 +49,18 @@ def runs() -> list[Run]:
     return [run_of(mailbox, seed, **setting) for seed, setting in wanted for mailbox in MAILBOXES]
 
 
-def run_of(mailbox: str, seed: int, *, learning_rate: float, rank: int, dropout: float) -> Run:
-    """Return one training of the sweep; alpha is twice the rank throughout, so the adapter's scale is 2."""
-    setting = settings(learning_rate=learning_rate, rank=rank, dropout=dropout)
-    return Run("adapter", mailbox, {**RECIPE, **setting, "seed": seed})
+def run_of(mailbox: str, seed: int, **setting: Any) -> Run:
+    """Return one training of the sweep."""
+    return Run("adapter", mailbox, {**RECIPE, **settings(**setting), "seed": seed})
 
 
-def settings(*, learning_rate: float, rank: int, dropout: float) -> dict[str, Any]:
-    """Return a setting as a preset has it."""
-    return {"learning_rate": learning_rate, "lora": {"rank": rank, "alpha": 2 * rank, "dropout": dropout}}
+def settings(*, learning_rate: float, rank: int, dropout: float, batch_tokens: int) -> dict[str, Any]:
+    """Return a setting as a preset has it; alpha is twice the rank, so the adapter's scale is always 2."""
+    return {
+        "learning_rate": learning_rate,
+        "batch_tokens": batch_tokens,
+        "lora": {"rank": rank, "alpha": 2 * rank, "dropout": dropout},
+    }
 
 
 def section(ledger: Ledger) -> str:
@@ -82,7 +86,7 @@ def section(ledger: Ledger) -> str:
     rows = [_row(_name(setting), cells[_name(setting)], centre) for setting in SETTINGS]
     return "\n\n".join(
         [
-            f"One setting at a time around the centre, which is the first line; alpha = 2 × rank, "
+            f"Settings around the centre, which is the first line; alpha = 2 × rank, "
             f"{RECIPE['epochs']} epochs at most, early stop. `validation`: the lowest loss on the validation "
             "slice; it alone chooses. The centre's line has means; the others have mean differences to the "
             "centre over the runs that both have (same mailbox, same seed), negative is better, and in how "
@@ -147,10 +151,10 @@ def _base_sentence(cells: dict[str, dict[Cell, dict[str, Any]]]) -> str:
 
 
 def _name(setting: dict[str, Any]) -> str:
+    rate = f"{setting['learning_rate']:.0e}".replace("e-0", "e-")
     return (
-        f"lr {setting['learning_rate']:.0e}, rank {setting['rank']}, dropout {setting['dropout']:g}".replace(
-            "e-0", "e-"
-        )
+        f"lr {rate}, rank {setting['rank']}, dropout {setting['dropout']:g}, "
+        f"{setting['batch_tokens']} tokens a step"
     )
 
 
