@@ -293,6 +293,14 @@ class JobMetrics(Schema):
     device: str = ""
     gate: str = ""
     """The gate's one-sentence reason."""
+    decision: GateDecision | None = None
+    """Every number and threshold behind it."""
+    loss_curve: tuple[tuple[int, float], ...] = ()
+    """Step and training loss, at most 60 points."""
+    validation_curve: tuple[tuple[int, float], ...] = ()
+    """Step and loss on the validation slice."""
+    chosen: str = ""
+    """The hyper-parameters that were chosen for this mailbox, and why, in one sentence."""
 
 
 class User(Schema):
@@ -547,6 +555,32 @@ class MailLoss(Schema):
     tokens: int
 
 
+class ArmLosses(Schema):
+    """Losses per mail under one model (an arm: base, candidate, or the adapter in use); empty: not measured."""
+
+    held_out: tuple[MailLoss, ...] = ()
+    """The person's newest mails, which no arm was trained on."""
+    old: tuple[MailLoss, ...] = ()
+    """The first run's held-out mails; in retrains only."""
+    train: tuple[MailLoss, ...] = ()
+    """A sample of the mails that the candidate was trained on."""
+    neutral: tuple[MailLoss, ...] = ()
+    """The ten neutral tasks."""
+    personas: tuple[MailLoss, ...] = ()
+    """Held-out mails of the reference panel."""
+
+
+class MeasuredLosses(Schema):
+    """All losses that the gate decides by: the GPU side's part of the evidence."""
+
+    base: ArmLosses
+    candidate: ArmLosses
+    current: ArmLosses | None = None
+    """The adapter in use, `held_out` and `old` only; None: there is none, or it cannot be read."""
+    references: dict[str, tuple[MailLoss, ...]] = Field(default_factory=dict)
+    """Persona → losses of that persona's adapter on the person's held-out mails."""
+
+
 class CheckRole(StrEnum):
     """What missing a threshold of the gate does."""
 
@@ -610,6 +644,14 @@ class GenerateOptions(Schema):
     top_k: int = 40
     seed: int | None = None
     max_tokens: int = 256
+
+
+class Generated(Schema):
+    """One answer of a serving engine."""
+
+    text: str
+    stopped: bool
+    """It ended by itself, with an end-of-turn token, and not at `max_tokens`."""
 
 
 class Published(Schema):

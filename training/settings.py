@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """Key in configs/base_models.yaml that new jobs train on."""
     train_config: str = Field("default", validation_alias=_names("OWNVOICE_TRAIN_CONFIG"))
     """Preset in configs/train/ (without .yaml) for new jobs."""
+    gate: Path = Field(PROJECT_ROOT / "configs" / "gate.yaml", validation_alias=_names("OWNVOICE_GATE"))
+    """YAML file of the gate's thresholds."""
     hourly_price: float = Field(0.0, ge=0, validation_alias=_names("OWNVOICE_HOURLY_PRICE"))
     """US dollars per training hour, for estimates and costs; 0 on the own machine."""
     serving_wait_s: float = Field(60.0, ge=0, validation_alias=_names("OWNVOICE_SERVING_WAIT_S"))
@@ -93,7 +95,7 @@ class Settings(BaseSettings):
     def storage(self) -> str:
         return self.storage_url or (self.home / "storage").as_posix()
 
-    @field_validator("home")
+    @field_validator("home", "gate")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         """Workers run in another folder: a relative home would be another one there."""
