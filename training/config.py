@@ -6,6 +6,8 @@ refused, so that a misspelt `lora_alhpa` fails before an hour of training and no
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -181,8 +183,14 @@ def load_train_config(name_or_path: str, overrides: dict[str, Any] | None = None
     except ConfigError as exc:
         if not isinstance(exc.__cause__, FileNotFoundError):
             raise
+        if os.path.isdir(name_or_path):
+            raise ConfigError(
+                f"{_short(name_or_path)} is a folder. Give a YAML file in it, or the name of a preset."
+            ) from exc
         known = ", ".join(sorted(p.stem for p in (CONFIGS / "train").glob("*.yaml")))
-        raise ConfigError(f"There is no training preset {name_or_path!r}. Choose one of: {known}.") from exc
+        raise ConfigError(
+            f"There is no training preset {_short(name_or_path)}. Choose one of: {known}."
+        ) from exc
     return parse_train_config(_merge({"name": path.stem, **data}, overrides or {}), source=path.name)
 
 
@@ -192,14 +200,41 @@ def parse_train_config(data: dict[str, Any], *, source: str = "the training conf
 
 
 def read_settings(path: Path, *, like: str) -> dict[str, Any]:
-    """Read a YAML file of `key: value` lines; `like` names one to compare with. Raises ConfigError."""
+    """Read a YAML file of `key: value` lines; `like` names one to compare with.
+
+    Raises ConfigError; its cause is a FileNotFoundError when there is no file of that name.
+    """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        content = path.read_bytes()
+    except (OSError, ValueError) as exc:
+        # A name that no file system takes (300 letters, a NUL byte) is the name of no file.
+        too_odd = not isinstance(exc, OSError) or exc.errno == errno.ENAMETOOLONG
+        cause = FileNotFoundError(*exc.args) if too_odd else exc
+        raise ConfigError(_unreadable(path, cause, like)) from cause
+    try:
+        data = yaml.safe_load(content.decode("utf-8")) or {}
+    # ValueError: bytes that are not UTF-8, and dates as 2026-13-45; RecursionError: a thousand brackets.
+    except (ValueError, RecursionError, yaml.YAMLError) as exc:
         raise ConfigError(f"{path.name} is not readable YAML. Correct the file and run again.") from exc
     if not isinstance(data, dict):
         raise ConfigError(f"{path.name} must hold `key: value` lines, as {like} does.")
     return data
+
+
+def _unreadable(path: Path, exc: Exception, like: str) -> str:
+    """Return why a file of settings could not be opened, and what to do."""
+    name = _short(str(path))
+    if isinstance(exc, FileNotFoundError):
+        return f"There is no file {name}. Give the path of a YAML file like {like}."
+    if isinstance(exc, IsADirectoryError):
+        return f"{name} is a folder, not a file. Give the path of a YAML file like {like}."
+    why = exc.strerror if isinstance(exc, OSError) else type(exc).__name__
+    return f"{name} cannot be read ({why}). Correct that, or give another file."
+
+
+def _short(name: str) -> str:
+    """Return a name in quotes for a message: whole, or its first 120 characters."""
+    return repr(name if len(name) <= 120 else f"{name[:120]}…")
 
 
 def parse_settings(kind: type[Settings], data: dict[str, Any], source: str) -> Settings:

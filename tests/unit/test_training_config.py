@@ -37,6 +37,45 @@ def test_an_unknown_base_model_is_answered_with_the_known_ones() -> None:
         find_base_model("marsupilami")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "y" * 300 + ".yaml", "a\0b"])
+def test_a_name_that_no_file_can_have_is_an_unknown_preset(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"There is no training preset '.{1,130}'\. Choose"):
+        load_train_config(name)
+
+
+def test_a_folder_is_called_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    for folder in (tmp_path, tmp_path / "folder.yaml"):
+        with pytest.raises(ConfigError, match="is a folder"):
+            load_train_config(str(folder))
+
+
+def test_a_folder_does_not_hide_the_preset_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_train_config("default").name == "default"
+
+
+def test_a_file_that_cannot_be_opened_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(ConfigError, match=r"'loop\.yaml' cannot be read \(Too many levels"):
+        load_train_config("loop.yaml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\xff", b"epochs: [", b"epochs: 2026-13-45", b"[" * 5000],
+    ids=["bytes", "yaml", "date", "deep"],
+)
+def test_what_is_not_yaml_is_said_of_the_file_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"^mine\.yaml is not readable YAML"):
+        load_train_config(str(tmp_path / "mine.yaml"))
+
+
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'marsupilami'.*cpu-smoke.*default"):
         load_train_config("marsupilami")
