@@ -98,6 +98,8 @@ class GateConfig(_Section):
     """Held-out mails below which nothing is proven (P: 20 to judge, about 40 to see 0.10 nat)."""
     outputs: int = Field(default=24, ge=1)
     """Prompts that each arm answers (P)."""
+    judge_outputs: int = Field(default=12, ge=0)
+    """Training prompts that the base answers besides: negatives of the authorship judge (P, §2.1)."""
     max_tokens: int = Field(default=256, ge=16)
     """Limit of one output; one that reaches it has not stopped by itself."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
