@@ -174,11 +174,12 @@ def count_copies(
     boilerplate = {line for line, count in lines.items() if line and count >= boilerplate_mails}
     runs: Counter[tuple[str, ...]] = Counter()
     for text in training_texts:
-        runs.update(set(_runs(_without_lines(text, boilerplate), tokens)))
+        runs.update(set(word_runs(_without_lines(text, boilerplate), tokens)))
     copied = {run for run, count in runs.items() if count < boilerplate_mails}
     return sum(
         not copied.isdisjoint(
-            set(_runs(_without_lines(output.text, boilerplate), tokens)) - set(_runs(output.prompt, tokens))
+            set(word_runs(_without_lines(output.text, boilerplate), tokens))
+            - set(word_runs(output.prompt, tokens))
         )
         for output in outputs
     )
@@ -192,7 +193,8 @@ def _without_lines(text: str, lines: set[str]) -> str:
     return "\n".join(line for line in text.split("\n") if _folded(line) not in lines)
 
 
-def _runs(text: str, size: int) -> Iterator[tuple[str, ...]]:
+def word_runs(text: str, size: int) -> Iterator[tuple[str, ...]]:
+    """Yield every run of `size` words of `text`, in lower case and without punctuation."""
     words = _WORD.findall(text.lower())
     return zip(*(words[start:] for start in range(size)), strict=False)
 
@@ -297,4 +299,4 @@ def fact_recall(outputs: Sequence[Generation]) -> float | None:
 
 def most_repeats(text: str, words: int = REPEAT_WORDS) -> int:
     """Return how often the most frequent run of `words` words comes in `text`; 0 in a shorter text."""
-    return max(Counter(_runs(text, words)).values(), default=0)
+    return max(Counter(word_runs(text, words)).values(), default=0)
