@@ -22,6 +22,9 @@ class Serving(Protocol):
     def base_ready(self) -> None:
         """Return when the base can serve; never downloads it. Raises ServingUnavailable, ServingError."""
 
+    def base_digest(self) -> str:
+        """Return what tells this base's weights from any others, for what is remembered of its answers."""
+
     def publish(self, adapter: Path, name: str) -> Published:
         """Make the GGUF file `adapter` answer under the exact `name`. Raises AdapterRefused (final)."""
 

@@ -88,6 +88,10 @@ class LlamaCppServing:
         """Start the engine when it is not running. Raises ServingUnavailable with the reason."""
         self._ask(None, lambda process: process.post("/tokenize", {"content": "ready"}, timeout_s=30.0))
 
+    def base_digest(self) -> str:
+        """Return the SHA-256 of the base's file. Raises ServingUnavailable when it is missing."""
+        return self._base_digest()
+
     def publish(self, adapter: Path, name: str) -> Published:
         """Try the file alone in a throw-away process, then place it in the folder under `name`.
 

@@ -114,6 +114,10 @@ class OllamaServing:
                     self._create_base(self._base_gguf)
         self._pristine_base()
 
+    def base_digest(self) -> str:
+        """Return the digests of the base's blobs on the server. Raises what `base_ready` raises."""
+        return " ".join(self._pristine_base())
+
     def publish(self, adapter: Path, name: str) -> Published:
         """Create the model `name` from base and adapter, and prove it; leave nothing behind on failure.
 
