@@ -17,6 +17,7 @@ import math
 import operator
 from collections.abc import Sequence
 
+from training.decision_words import say_limit, say_number
 from training.gate_config import GateConfig
 from training.harm import HarmMeasure
 from training.schemas import CheckRole, GateCheck, GateDecision, Outcome, Schema
@@ -122,8 +123,8 @@ def _refusal(evidence: Evidence, failed: Sequence[GateCheck], before: str = "") 
     head = "The adapter in use stays: " if evidence.has_current else "The adapter is not good enough: "
     more = f", and {others} more {'check' if others == 1 else 'checks'} failed" if others else ""
     return (
-        f"{head}{before}{first.label} is {_say(first.value)} and must be {_WORDS[first.relation]} "
-        f"{_say(first.limit)}{more}. {_NEXT_STEP[first.metric]}."
+        f"{head}{before}{first.label} is {say_number(first.value, first.limit)} and must be "
+        f"{say_limit(first)}{more}. {_NEXT_STEP[first.metric]}."
     )
 
 
@@ -302,8 +303,6 @@ def _unmeasured_harm(evidence: Evidence, checks: Sequence[GateCheck]) -> str:
 
 # ---- numbers ---------------------------------------------------------------------------------------
 
-_WORDS = {">=": "at least", "<=": "at most", ">": "above"}
-
 
 def _check(
     metric: str, name: str, value: float, relation: str, limit: float, role: CheckRole, label: str
@@ -363,10 +362,3 @@ def _numbers(e: Evidence, checks: Sequence[GateCheck]) -> dict[str, float]:
     return {
         name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)
     }
-
-
-def _say(value: float) -> str:
-    """Return a number as a person reads it: 0.0 as "0", 0.123 as "0.12", 0.004 as "0.004"."""
-    if value == 0 or abs(value) >= 100 or float(value).is_integer():
-        return f"{value:.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.3f}"

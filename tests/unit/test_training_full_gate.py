@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from training.config import CONFIGS
+from training.decision_words import METRIC_TITLES
 from training.errors import ConfigError
 from training.full_gate import Evidence, decide_full
 from training.gate_config import GateConfig, load_gate_config, parse_gate_config
@@ -332,7 +333,7 @@ def test_a_misspelt_threshold_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "gate.yaml").write_text("harm: {max_leeks: 3}\n")
     with pytest.raises(ConfigError, match=r"gate\.yaml: harm\.max_leeks"):
         load_gate_config(tmp_path / "gate.yaml")
-    with pytest.raises(ConfigError, match="readable YAML"):
+    with pytest.raises(ConfigError, match=r"There is no file .*nowhere\.yaml"):
         load_gate_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match=r"min_votes.*less than or equal to 3"):
         parse_gate_config({"min_votes": 4})
@@ -341,3 +342,13 @@ def test_a_misspelt_threshold_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_changed_threshold_changes_the_decision() -> None:
     strict = parse_gate_config({"skill": {"min_gain": 0.6}})
     assert decide_full(FIRST, strict).outcome is Outcome.NOT_PROVEN
+
+
+def test_every_metric_has_a_title_for_people_in_the_order_of_the_checks() -> None:
+    checked = dict.fromkeys(check.metric for check in decide_full(RETRAIN, CONFIG).checks)
+    assert list(checked) == list(METRIC_TITLES)
+
+
+def test_a_gain_just_below_its_limit_is_not_said_to_be_the_limit() -> None:
+    reason = decide_full(changed(FIRST, skill={"mean": 0.0996}), CONFIG).reason
+    assert "is 0.0996 and must be at least 0.10" in reason
