@@ -372,8 +372,8 @@ def write(
         nullcontext() if as_json else terminal.errors.status("writing …"),
         session.serving(active.base_model) as engine,
     ):
-        own = engine.generate(person.ai_model, messages, options)
-        plain = engine.generate(None, messages, options) if base else None
+        own = engine.generate(person.ai_model, messages, options).text
+        plain = engine.generate(None, messages, options).text if base else None
     if as_json:
         _print_json({"model": person.ai_model, "text": own, **({"base": plain} if base else {})})
     elif plain is not None:

@@ -75,8 +75,8 @@ def _write_both(session: Session, user_id: str) -> None:
         for instruction in NEUTRAL_INSTRUCTIONS:
             terminal.console.print(f"[bold]{instruction}[/bold]")
             with terminal.console.status("writing …"):
-                base = engine.generate(None, prompt_messages(instruction), SHOWN)
-                own = engine.generate(user.ai_model, prompt_messages(instruction), SHOWN)
+                base = engine.generate(None, prompt_messages(instruction), SHOWN).text
+                own = engine.generate(user.ai_model, prompt_messages(instruction), SHOWN).text
             terminal.side_by_side("base model", base, user.ai_model, own)
 
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from training.schemas import ChatMessage, GenerateOptions, Published, ServedModel
+from training.schemas import ChatMessage, Generated, GenerateOptions, Published, ServedModel
 
 
 class Serving(Protocol):
@@ -31,7 +31,7 @@ class Serving(Protocol):
     def verify(self, name: str, digest: str) -> None:
         """Prove that `name` is the base plus exactly the adapter with `digest`, and that it generates."""
 
-    def generate(self, name: str | None, messages: list[ChatMessage], options: GenerateOptions) -> str:
+    def generate(self, name: str | None, messages: list[ChatMessage], options: GenerateOptions) -> Generated:
         """Answer `messages` with adapter `name`, or with the plain base when `name` is None.
 
         The first message must be a system message (raises ServingError otherwise): without one, servers

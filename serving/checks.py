@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from training.errors import ServingError
+from training.errors import ContextExceeded, ServingError
 from training.schemas import ChatMessage, GenerateOptions
 
 _PART = r"[a-z0-9_][a-z0-9_.-]{0,79}"
@@ -49,17 +49,17 @@ def check_messages(messages: Sequence[ChatMessage]) -> None:
         )
 
 
-def context_exceeded(prompt_tokens: object, context_tokens: object) -> ServingError:
+def context_exceeded(prompt_tokens: object, context_tokens: object) -> ContextExceeded:
     """Return the error for a prompt that does not fit."""
-    return ServingError(
+    return ContextExceeded(
         f"The prompt has {prompt_tokens} tokens; the context holds {context_tokens}. "
         "Shorten the message being answered, or serve with a larger context."
     )
 
 
-def answer_cut(prompt_tokens: object, answer_tokens: object, context_tokens: object) -> ServingError:
+def answer_cut(prompt_tokens: object, answer_tokens: object, context_tokens: object) -> ContextExceeded:
     """Return the error for an answer that ran into the end of the context before it was finished."""
-    return ServingError(
+    return ContextExceeded(
         f"The answer was cut after {answer_tokens} tokens: with a prompt of {prompt_tokens} tokens the "
         f"context of {context_tokens} is full. Shorten the message being answered, or serve with a larger "
         "context."

@@ -34,7 +34,7 @@ from serving.checks import (
 )
 from serving.llama_process import LlamaProcess, LoadFailed, RequestRefused, StartTimeout
 from training.errors import AdapterRefused, ServingError, ServingUnavailable
-from training.schemas import ChatMessage, GenerateOptions, Published, ServedModel
+from training.schemas import ChatMessage, Generated, GenerateOptions, Published, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class LlamaCppServing:
             )
         self.generate(name, list(WARM_UP_MESSAGES), WARM_UP_OPTIONS)
 
-    def generate(self, name: str | None, messages: list[ChatMessage], options: GenerateOptions) -> str:
+    def generate(self, name: str | None, messages: list[ChatMessage], options: GenerateOptions) -> Generated:
         """Answer with the adapter `name` (None: the plain base); surrounding white space is removed.
 
         Raises ServingError for a missing system message, an unknown name, and a prompt or an answer that
@@ -134,7 +134,7 @@ class LlamaCppServing:
         """
         check_messages(messages)
 
-        def complete(process: LlamaProcess) -> str:
+        def complete(process: LlamaProcess) -> Generated:
             prompt = self._rendered(process, messages)
             body = self._request(name, prompt)
             body |= {
@@ -151,9 +151,10 @@ class LlamaCppServing:
                 body["seed"] = options.seed
             answer = process.post("/completion", body, timeout_s=self._timeout_s)
             predicted = int(answer.get("tokens_predicted", 0))
-            if answer.get("stop_type") == "limit" and predicted < options.max_tokens:
+            why = answer.get("stop_type")
+            if why == "limit" and predicted < options.max_tokens:
                 raise answer_cut(answer.get("tokens_evaluated"), predicted, self._context_tokens)
-            return str(answer["content"]).strip()
+            return Generated(text=str(answer["content"]).strip(), stopped=why in ("eos", "word"))
 
         return self._ask(name, complete)
 

@@ -37,7 +37,7 @@ from serving.checks import (
 )
 from serving.turns import Turns
 from training.errors import AdapterRefused, ConfigError, OwnvoiceError, ServingError, ServingUnavailable
-from training.schemas import ChatMessage, GenerateOptions, Published, ServedModel
+from training.schemas import ChatMessage, Generated, GenerateOptions, Published, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class OllamaServing:
         check_name(name)
         self._prove(name, digest, self._pristine_base())
 
-    def generate(self, name: str | None, messages: list[ChatMessage], options: GenerateOptions) -> str:
+    def generate(self, name: str | None, messages: list[ChatMessage], options: GenerateOptions) -> Generated:
         """Answer with the model `name` (None: the plain base); surrounding white space is removed.
 
         Waits for the user's turn first. Raises ServingError for a missing system message, a name that is not
@@ -166,7 +166,8 @@ class OllamaServing:
         if name is not None:
             check_name(name)
         answer = self._chat(name or self._base_model, messages, options)
-        return str(answer["message"]["content"]).strip()
+        text = str(answer["message"]["content"]).strip()
+        return Generated(text=text, stopped=answer.get("done_reason") == "stop")
 
     def render(self, messages: list[ChatMessage]) -> str:
         """Return the prompt text that the server makes of `messages` for the base."""

@@ -93,8 +93,8 @@ def write_samples(job_id: str) -> None:
             samples = [
                 {
                     "prompt": prompt,
-                    "base": engine.generate(None, prompt_messages(prompt), SAMPLE_OPTIONS),
-                    "adapter": engine.generate(job.model_name, prompt_messages(prompt), SAMPLE_OPTIONS),
+                    "base": engine.generate(None, prompt_messages(prompt), SAMPLE_OPTIONS).text,
+                    "adapter": engine.generate(job.model_name, prompt_messages(prompt), SAMPLE_OPTIONS).text,
                 }
                 for prompt in NEUTRAL_INSTRUCTIONS
             ]

@@ -18,6 +18,7 @@
     ├── OrchestratorUnavailable the Prefect server does not answer
     ├── ServingUnavailable      the serving engine does not answer or is busy: retry
     ├── ServingError            the serving engine answered something it should not
+    │   └── ContextExceeded     a prompt or an answer does not fit into its context
     └── AdapterRefused          the serving engine will never take this adapter: final
 
 Messages never hold mail text. `code` is stable and goes into "FineTuningJob"."errorCode";
@@ -130,6 +131,10 @@ class ServingUnavailable(OwnvoiceError):
 
 class ServingError(OwnvoiceError):
     code = "SERVING"
+
+
+class ContextExceeded(ServingError):
+    """This prompt is too long for the engine; another one may fit."""
 
 
 class AdapterRefused(OwnvoiceError):

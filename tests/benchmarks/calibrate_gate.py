@@ -99,7 +99,7 @@ def measure_base(person: Person, serving: Serving) -> Numbers:
     def answer(examples: Sequence[Example]) -> list[str]:
         options = [GenerateOptions(seed=SEED + n, max_tokens=BASE_TOKENS) for n in range(len(examples))]
         return [
-            serving.generate(None, prompt_messages(example.instruction, example.input), option)
+            serving.generate(None, prompt_messages(example.instruction, example.input), option).text
             for example, option in zip(examples, options, strict=True)
         ]
 

@@ -17,8 +17,8 @@ import pytest
 from serving.checks import WARM_UP_MESSAGES
 from serving.llamacpp import LlamaCppServing
 from tests.adapters import smollm2_gguf, write_adapter
-from training.errors import AdapterRefused, ServingError, ServingUnavailable
-from training.schemas import ChatMessage, GenerateOptions
+from training.errors import AdapterRefused, ContextExceeded, ServingError, ServingUnavailable
+from training.schemas import ChatMessage, Generated, GenerateOptions
 
 ANNA = "emailai-anna:v1"
 BORIS = "emailai-boris:v1"
@@ -137,7 +137,7 @@ def test_least_recently_asked_adapter_makes_room(
 def test_threads_of_one_process_get_their_own_answers(shared: LlamaCppServing) -> None:
     serving = shared
     expected = {name: serving.generate(name, MESSAGES, GREEDY) for name in (ANNA, BORIS)}
-    got: dict[str, str] = {}
+    got: dict[str, Generated] = {}
     threads = [
         threading.Thread(target=lambda n=name: got.update({n: serving.generate(n, MESSAGES, GREEDY)}))
         for name in expected
@@ -153,7 +153,14 @@ def test_same_seed_gives_the_same_answer(shared: LlamaCppServing) -> None:
     serving = shared
     options = GenerateOptions(temperature=1.0, seed=7, max_tokens=12)
     assert serving.generate(None, MESSAGES, options) == serving.generate(None, MESSAGES, options)
-    assert len(serving.tokenize(serving.generate(None, MESSAGES, options))) <= 12
+    assert len(serving.tokenize(serving.generate(None, MESSAGES, options).text)) <= 12
+
+
+def test_answer_says_whether_it_ended_by_itself_or_at_the_limit(shared: LlamaCppServing) -> None:
+    cut = shared.generate(None, MESSAGES, GenerateOptions(temperature=0, seed=1, max_tokens=3))
+    assert not cut.stopped and cut.text
+    whole = shared.generate(None, MESSAGES, GenerateOptions(temperature=0, seed=1, max_tokens=200))
+    assert whole.stopped and whole.text.startswith(cut.text)
 
 
 # ---- prompts ---------------------------------------------------------------------------------------
@@ -176,7 +183,9 @@ def test_prompt_longer_than_the_context_is_refused_with_its_token_count(shared: 
     serving = shared
     long = [MESSAGES[0], ChatMessage(role="user", content="marsupilami " * 600)]
     tokens = len(serving.tokenize(serving.render(long)))
-    with pytest.raises(ServingError, match=rf"{tokens} tokens; the context holds {CONTEXT_TOKENS}") as error:
+    with pytest.raises(
+        ContextExceeded, match=rf"{tokens} tokens; the context holds {CONTEXT_TOKENS}"
+    ) as error:
         serving.generate(None, long, GREEDY)
     assert "marsupilami" not in str(error.value)
     assert "marsupilami" not in serving._log.read_text()
@@ -189,7 +198,7 @@ def test_answer_that_runs_into_the_end_of_the_context_is_refused(
     story = "Write a very long story about a marsupilami, a river and a train. "
     messages = [MESSAGES[0], ChatMessage(role="user", content=story * 13)]
     assert len(serving.tokenize(serving.render(messages))) < 256
-    with pytest.raises(ServingError, match="cut after"):
+    with pytest.raises(ContextExceeded, match="cut after"):
         serving.generate(None, messages, GenerateOptions(temperature=0, max_tokens=250))
 
 

@@ -78,6 +78,13 @@ def test_each_user_is_answered_by_their_own_adapter_as_the_embedded_engine_does(
         embedded.close()
 
 
+def test_answer_says_whether_it_ended_by_itself_or_at_the_limit(serving: OllamaServing) -> None:
+    cut = serving.generate(None, MESSAGES, GenerateOptions(temperature=0, seed=1, max_tokens=3))
+    assert not cut.stopped and cut.text
+    whole = serving.generate(None, MESSAGES, GenerateOptions(temperature=0, seed=1, max_tokens=200))
+    assert whole.stopped and whole.text.startswith(cut.text)
+
+
 def test_adapter_that_does_not_fit_leaves_no_model_behind(
     serving: OllamaServing, files: dict[str, Path]
 ) -> None:
@@ -85,7 +92,7 @@ def test_adapter_that_does_not_fit_leaves_no_model_behind(
     with pytest.raises(AdapterRefused, match="does not fit the base"):
         serving.publish(files["wide"], "emailai-carol:v1")
     assert serving.list() == before
-    assert serving.generate(None, MESSAGES, GREEDY)
+    assert serving.generate(None, MESSAGES, GREEDY).text
 
 
 def test_servers_from_0_34_on_take_and_refuse_the_same_adapters(

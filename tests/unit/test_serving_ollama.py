@@ -13,7 +13,7 @@ import pytest
 from serving.ollama import OllamaServing
 from tests.adapters import write_adapter
 from training.errors import AdapterRefused, ConfigError, OwnvoiceError, ServingError, ServingUnavailable
-from training.schemas import ChatMessage, GenerateOptions
+from training.schemas import ChatMessage, Generated, GenerateOptions
 
 BASE = "smollm2-base:q4"
 NAME = "emailai-anna:v1"
@@ -367,6 +367,16 @@ def test_requests_refuse_truncation_and_keep_the_context_in_the_model(server: Fa
         "seed": 3,
     }
     assert plain["model"] == BASE and plain["options"]["num_ctx"] == 512 and "seed" not in plain["options"]
+
+
+@pytest.mark.parametrize(("reason", "written", "stopped"), [("stop", 8, True), ("length", 8, False)])
+def test_answer_says_whether_it_ended_by_itself_or_at_the_limit(
+    server: FakeOllama, reason: str, written: int, stopped: bool
+) -> None:
+    server.on["/api/chat"] = lambda _: httpx.Response(
+        200, json=answered(" Dear Anna\n", done_reason=reason, eval_count=written)
+    )
+    assert engine(server).generate(NAME, MESSAGES, SHORT) == Generated(text="Dear Anna", stopped=stopped)
 
 
 CHAT_ERRORS: list[tuple[Answer, type[OwnvoiceError], str]] = [
