@@ -35,6 +35,8 @@ MODULES = {
     "precision": "tests.benchmarks.quality.precision",
     "modes": "tests.benchmarks.quality.modes",
     "masking": "tests.benchmarks.quality.masking",
+    "gate": "tests.benchmarks.quality.gate",
+    "recipes": "tests.benchmarks.quality.recipes",
 }
 """Each has TITLE, runs() -> the runs it needs, and section(ledger) -> Markdown of what is there."""
 

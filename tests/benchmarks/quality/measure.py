@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tests.benchmarks.mailboxes import find_mailbox, read_sent
 from tests.benchmarks.quality.ledger import Run
 from training.base_models import find_base_model
+from training.choose import choose
 from training.config import TrainConfig
 from training.dataset import EncodedExample, Prepared, encode, prepare
 from training.errors import ConfigError, TrainingDiverged
@@ -142,6 +143,7 @@ def train(
     """Train as a job does; `out` must be a fresh folder, or the checkpoint of another run is resumed."""
     from training.lora import train_adapter
 
+    config = choose(config, examples).config
     return train_adapter(
         config,
         encode_all(examples, config, base),
@@ -202,9 +204,24 @@ def _time_split(run: Run, work: Path) -> dict[str, Any]:
     return train_over_time(run, work)
 
 
+def _arm(run: Run, work: Path) -> dict[str, Any]:
+    # Imported here: it imports this module.
+    from tests.benchmarks.quality.arms import measure_arm
+
+    return measure_arm(run, work)
+
+
+def _cross(run: Run, work: Path) -> dict[str, Any]:
+    from tests.benchmarks.quality.arms import measure_cross
+
+    return measure_cross(run, work)
+
+
 KINDS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
     "adapter": train_and_judge,
     "judged in fp32": train_and_judge_in_fp32,
     "judged by token": train_and_judge_names,
     "over time": _time_split,
+    "arm": _arm,
+    "cross": _cross,
 }
