@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,14 @@ import typer
 
 from app import erasure, local, terminal
 from app.clean import clean_file
+from app.compare import compare_versions
+from app.compare_page import default_path, require_writable, write_page
+from app.compare_view import show_comparison
 from app.data import check_user, import_for
 from app.demo import run_demo
 from app.deploy import PoolType, register_deployments, registered_things
 from app.doctor import examine
+from app.matrix import cross_matrix, require_place, show_matrix, write_markdown
 from app.retraining import follow_round, scan_now, start_round
 from app.rollback import roll_back
 from app.session import Session
@@ -24,7 +29,7 @@ from app.training_jobs import cancel_job, follow_job, retry_job, start_job
 from store import jobs, outbox, users
 from store.database import migrate, open_database
 from training.dataset import prompt_messages
-from training.errors import OwnvoiceError
+from training.errors import ConfigError, OwnvoiceError
 from training.schemas import GenerateOptions, Job, JobStatus, RetrainMode
 
 app = typer.Typer(
@@ -380,6 +385,79 @@ def write(
         terminal.side_by_side("base model", plain, person.ai_model, own)
     else:
         print(own.strip())
+
+
+@app.command()
+def compare(
+    user: UserArgument,
+    versions: Annotated[
+        str | None,
+        typer.Option(metavar="V,V", help="Which, e.g. 2,3; else the one in use and the one before."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts, one a line; else fixed neutral ones.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the report goes; else OWNVOICE_HOME/reports.")
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores/--no-scores", help="Measure the answers against the user's own mail.")
+    ] = True,
+    max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 256,
+    as_json: Json = False,
+) -> None:
+    """Show the base, the adapter in use and the one before it side by side, with their scores."""
+    session, now = Session(), datetime.now()
+    person = users.find_user(session.db, user)
+    page = html or default_path(session.settings.home, person.id, now)
+    if html is not None:
+        require_writable(html)
+    with nullcontext(None) if as_json else terminal.count_bar("writing") as on_count:
+        comparison = compare_versions(
+            session,
+            person.id,
+            versions=versions,
+            prompts=prompts,
+            scores=scores,
+            max_tokens=max_tokens,
+            on_progress=on_count,
+        )
+    write_page(comparison, page, now)
+    if as_json:
+        _print_json({**comparison.to_json_dict(), "html": str(page)})
+    else:
+        show_comparison(comparison, terminal.console)
+        terminal.show_notice(f"\nReport: {page}")
+
+
+@app.command()
+def evaluate(
+    who: Annotated[list[str], typer.Argument(metavar="USER...", help="Ids or e-mail addresses.")],
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Every user's adapter on every user's held-out mail.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Write the matrix as Markdown, too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure adapters on mail that they never saw, in this process; exit code 1 when a diagonal loses."""
+    if not matrix:
+        raise ConfigError("What is to be measured? The cross matrix: ownvoice evaluate --matrix USER USER")
+    if out is not None:
+        require_place(out)
+    say = None if as_json else lambda step: terminal.errors.print(step, style="dim", highlight=False)
+    with nullcontext(None) if as_json else terminal.count_bar("measuring") as on_count:
+        found = cross_matrix(Session(), who, on_progress=on_count, on_step=say)
+    if out is not None:
+        write_markdown(found, out)
+    if as_json:
+        _print_json({**found.to_json_dict(), "diagonalWins": not found.lost, "sentence": found.sentence})
+    else:
+        show_matrix(found, terminal.console)
+        if out is not None:
+            terminal.show_notice(f"Written to {out}.")
+    raise typer.Exit(1 if found.lost else 0)
 
 
 def _started(session: Session, job: Job, follow: bool, as_json: bool) -> None:
