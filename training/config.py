@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,8 +20,13 @@ from training.schemas import RetrainMode
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-NOT_IN_RECIPE = {"name", "checkpoint_every_s", "checkpoint_every_steps"}
-"""Fields of a preset that do not change what an adapter becomes."""
+NOT_IN_RECIPE = {"name", "checkpoint_every_s", "checkpoint_every_steps", "auto", "chosen"}
+"""Fields of a preset that do not change what an adapter becomes; of what was chosen, the numbers do."""
+AUTO = "auto"
+AutoField = Literal[
+    "epochs", "learning_rate", "validation_fraction", "lora.rank", "lora.alpha", "lora.dropout"
+]
+"""Fields that a preset may leave to the data."""
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -97,9 +102,21 @@ class LoraConfig(_Config):
         return self
 
 
+class Choice(_Config):
+    """What was chosen from a person's mail in the place of `auto`."""
+
+    fields: tuple[AutoField, ...]
+    reason: str
+    """One sentence with the values and the counts that they follow from."""
+
+
 class TrainConfig(_Config):
     """One preset. Defaults: the adapter of the owner's documents at the rate that measured best; their own
-    settings are the preset `seeds`."""
+    settings are the preset `seeds`.
+
+    A field of `AutoField` may be `auto`: then `auto` lists it, and it holds its default until
+    `training.choose.choose` has seen the mail. So every field is a number for all who only read it.
+    """
 
     name: str = "default"
     base_model: str | None = None
@@ -156,6 +173,15 @@ class TrainConfig(_Config):
     """Stop after so many optimiser steps (smoke tests)."""
     promote_below: float = Field(default=0.0, ge=0)
     """Nat per token by which the adapter must beat the base on held-out mail."""
+    auto: tuple[AutoField, ...] = ()
+    """Fields still to be chosen from the mail."""
+    chosen: Choice | None = None
+    """What was chosen, in the configuration that a job keeps: the same numbers again in a retry."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _note_auto(cls, data: Any) -> Any:
+        return _auto_to_list(data) if isinstance(data, dict) else data
 
     @field_validator("neftune_noise_alpha")
     @classmethod
@@ -247,6 +273,31 @@ def parse_settings(kind: type[Settings], data: dict[str, Any], source: str) -> S
         raise ConfigError(
             f"{source}: {field}: {_sentence_of(problem['msg'])} (value: {problem.get('input')!r:.60})."
         ) from exc
+
+
+def _auto_to_list(data: dict[str, Any]) -> dict[str, Any]:
+    """Return `data` with its `auto` values taken out and listed under `auto`, in the order of AutoField.
+
+    A rank that is chosen brings its alpha along, unless the preset has a number for that.
+    """
+    lora = data.get("lora")
+    inner = dict(lora) if isinstance(lora, dict) else {}
+    sections: dict[str, dict[str, Any]] = {"": dict(data), "lora": inner}
+    listed = data.get("auto") or ()
+    found = set(listed) if isinstance(listed, list | tuple) else set()
+    for field in get_args(AutoField):
+        section, _, name = field.rpartition(".")
+        if sections[section].get(name) == AUTO:
+            del sections[section][name]
+            found.add(field)
+    if "lora.rank" in found and "alpha" not in inner:
+        found.add("lora.alpha")
+    if not found:
+        return data
+    known = [field for field in get_args(AutoField) if field in found]
+    # What is no such field stays, to be refused by its name.
+    merged = {**sections[""], "auto": [*known, *sorted(map(str, found.difference(known)))]}
+    return {**merged, "lora": inner} if isinstance(lora, dict) else merged
 
 
 def _sentence_of(message: str) -> str:

@@ -118,7 +118,11 @@ def describe_estimate(job: Job) -> str:
 
 
 def _training_of(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _SAME_VOICE}
+    """Return what tells one preset's trainings from another's; what was chosen for a mailbox does not."""
+    found = {key: value for key, value in config.items() if key not in _SAME_VOICE}
+    chosen = (config.get("chosen") or {}).get("fields", ())
+    lora = {key: value for key, value in found.pop("lora", {}).items() if f"lora.{key}" not in chosen}
+    return {key: value for key, value in found.items() if key not in chosen} | {"lora": lora}
 
 
 def _tokens_per_character(run: MeasuredRun) -> float | None:

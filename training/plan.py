@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,30 +28,25 @@ class ValidationSplit:
     """Why there is no validation slice; empty when there is one."""
 
 
-def split_validation(examples: Sequence[EncodedExample], config: TrainConfig) -> ValidationSplit:
-    """Set aside the newest threads, whole, until `validation_fraction` of the examples is out.
+def threads_to_watch(threads: Sequence[str], config: TrainConfig) -> tuple[frozenset[str], str]:
+    """Return the newest threads, whole, that make `validation_fraction` of the examples; or none, and why.
 
-    `examples` must be in time order; a thread stands where its newest mail stands. A thread that would take
-    more than a quarter of the examples out stays in training. A pure function of its arguments: a run that is
-    resumed stops where the uninterrupted one does.
+    `threads` holds the thread of every example, in time order; a thread stands where its newest mail stands.
+    A thread that would take more than a quarter of the examples out stays in training.
     """
-    everything = tuple(examples)
     if not config.validation_fraction:
-        return ValidationSplit(everything, (), "validation_fraction is 0")
-    most = len(examples) // 4
+        return frozenset(), "validation_fraction is 0"
+    most = len(threads) // 4
     too_few = (
-        f"{len(examples)} examples allow at most {most} validation mails (a quarter), fewer than "
+        f"{len(threads)} examples allow at most {most} validation mails (a quarter), fewer than "
         f"min_validation {config.min_validation}"
     )
     if most < config.min_validation:
-        return ValidationSplit(everything, (), too_few)
-    wanted = min(max(config.min_validation, round(len(examples) * config.validation_fraction)), most)
-    sizes: dict[str, int] = {}
-    for example in reversed(examples):  # newest thread first
-        sizes[example.thread_id] = sizes.get(example.thread_id, 0) + 1
+        return frozenset(), too_few
+    wanted = min(max(config.min_validation, round(len(threads) * config.validation_fraction)), most)
     out: set[str] = set()
     count = 0
-    for thread, size in sizes.items():
+    for thread, size in Counter(reversed(threads)).items():  # newest thread first
         if count < wanted and count + size <= most:
             out.add(thread)
             count += size
@@ -58,11 +54,20 @@ def split_validation(examples: Sequence[EncodedExample], config: TrainConfig) ->
         reason = (
             f"the threads are too long: whole ones make {count} validation mails, not {config.min_validation}"
         )
-        return ValidationSplit(everything, (), reason)
+        return frozenset(), reason
+    return frozenset(out), ""
+
+
+def split_validation(examples: Sequence[EncodedExample], config: TrainConfig) -> ValidationSplit:
+    """Set the threads of `threads_to_watch` aside. `examples` must be in time order.
+
+    A pure function of its arguments: a run that is resumed stops where the uninterrupted one does.
+    """
+    out, reason = threads_to_watch([example.thread_id for example in examples], config)
     return ValidationSplit(
         tuple(e for e in examples if e.thread_id not in out),
         tuple(e for e in examples if e.thread_id in out),
-        "",
+        reason,
     )
 
 

@@ -170,3 +170,37 @@ def test_a_loaded_preset_cannot_be_changed() -> None:
 def test_a_preset_survives_the_job_row() -> None:
     preset = load_train_config("llama-3.1-8b")
     assert parse_train_config(preset.model_dump(mode="json")) == preset
+
+
+def test_auto_is_listed_and_leaves_the_default_number(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("epochs: auto\nlora:\n  dropout: auto\n  rank: 8\n")
+    preset = load_train_config(str(tmp_path / "mine.yaml"))
+    assert preset.auto == ("epochs", "lora.dropout")
+    assert (preset.epochs, preset.lora.dropout, preset.lora.rank) == (3, 0.05, 8)
+    assert parse_train_config(preset.model_dump(mode="json")) == preset
+
+
+def test_a_rank_left_to_the_data_brings_its_alpha_along_unless_that_is_given() -> None:
+    assert parse_train_config({"lora": {"rank": "auto"}}).auto == ("lora.rank", "lora.alpha")
+    assert parse_train_config({"lora": {"rank": "auto", "alpha": 8}}).auto == ("lora.rank",)
+
+
+def test_a_number_laid_over_auto_is_no_longer_left_to_the_data() -> None:
+    preset = load_train_config("default", {"epochs": 2, "lora": {"rank": 4, "alpha": 8}})
+    assert preset.auto == ("learning_rate", "validation_fraction", "lora.dropout")
+    assert (preset.epochs, preset.lora.rank, preset.lora.alpha) == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"epochs": "automatic"}, r"epochs: .*valid integer.*'automatic'"),
+        ({"seed": "auto"}, r"seed: .*valid integer.*'auto'"),
+        ({"auto": ["marsupilami"]}, r"auto\.0: .*'epochs'.*'marsupilami'"),
+        ({"auto": "epochs"}, r"auto: .*'epochs'"),
+        ({"epochs": "auto", "lora": [1]}, r"lora: .*\[1\]"),
+    ],
+)
+def test_what_cannot_be_left_to_the_data_is_refused_by_name(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_train_config(data)

@@ -129,6 +129,19 @@ def test_the_same_training_under_another_name_or_seed_is_the_same_preset() -> No
     assert rates_of(BASE, CONFIG, CPU, runs).tokens_per_second == pytest.approx(500)
 
 
+def test_trainings_of_one_preset_count_together_whatever_was_chosen_for_each_mailbox() -> None:
+    def chosen(epochs: int, **lora: float) -> TrainConfig:
+        fields = ["epochs", "lora.dropout"]
+        return TrainConfig.model_validate(
+            {"epochs": epochs, "lora": lora, "chosen": {"fields": fields, "reason": "why"}}
+        )
+
+    same, other = run(chosen(6, dropout=0.1), train_seconds=1000), run(chosen(6, rank=8), train_seconds=1)
+    rates = rates_of(BASE, chosen(3, dropout=0.05), CPU, [other, same])
+    assert rates.runs == 1
+    assert rates.tokens_per_second == same.train_tokens / 1000
+
+
 def test_an_early_stop_shortens_the_next_estimate() -> None:
     rates = rates_of(BASE, CONFIG, CPU, [run(epochs=2, train_tokens=27_200, train_seconds=54.4)])
     assert rates.epochs_share == pytest.approx(2 / 3)
