@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from store import jobs
 from store.rates import measured_runs
-from tasks.job_folder import DATASET, HELD_OUT, OLD_HELD_OUT, OLD_SET, REPORT
+from tasks.job_folder import DATASET, HELD_OUT, OLD_HELD_OUT, OLD_SET, PANEL, REPORT
 from tasks.progress import not_essential
 from tasks.stages import require_consent, stage
 from tasks.tools import database, job_folder, settings, without_mail_text
@@ -19,6 +19,9 @@ from training.config import TrainConfig, parse_train_config
 from training.dataset import OldSet, Prepared, prepare, require_enough, to_jsonl
 from training.errors import StoreError
 from training.estimate import characters_of, estimate_training, rates_of
+from training.gate_config import load_gate_config
+from training.panel import panel_members
+from training.panel_file import to_panel_jsonl
 from training.schemas import DataReport, Job, Stage
 
 
@@ -65,6 +68,9 @@ def prepare_data(job_id: str) -> DataReport:
         folder.write_text(OLD_HELD_OUT, to_jsonl(prepared.old))
         old = plan.old if plan.old.mails else OldSet.of(prepared.held_out)
         folder.write_json(OLD_SET, old.to_json_dict())
+        # The GPU side trains the reference adapters, and has no cleaner to read mailboxes with.
+        own = (*prepared.train, *prepared.held_out)
+        folder.write_text(PANEL, to_panel_jsonl(panel_members(load_gate_config(settings().gate), own)))
         # Written last: its presence says that the data set is whole.
         folder.write_json(REPORT, report.to_json_dict())
     jobs.add_event(db, job_id, report.reason)

@@ -39,6 +39,9 @@ class SpecificityLimits(_Section):
     """R (P; chance is 0.20 with three references)."""
     min_own_minus_reference: float = 0.05
     """Skill on own mail minus skill on the references' mail, nat per token (P)."""
+    references: int = Field(default=4, ge=0)
+    """How many personas of the panel are compared with, the first in order; an adapter is trained for each,
+    once per base and machine. 0: specificity is not measured (P has three, the repository carries four)."""
 
 
 class VoiceLimits(_Section):
@@ -109,6 +112,9 @@ class GateConfig(_Section):
     draws: int = Field(default=2_000, ge=100)
     """Bootstrap draws (P)."""
     seed: int = 17
+    panel: tuple[Path, ...] = ()
+    """Folders of further mailboxes for the reference panel, in the format of samples/personas: invented
+    people or public mailboxes, never another customer. A relative one lies beside the file."""
     min_votes: int = Field(default=2, ge=1, le=3)
     """Of specificity, voice and style, how many must pass (P)."""
     skill: SkillLimits = SkillLimits()
@@ -120,7 +126,10 @@ class GateConfig(_Section):
 
 def load_gate_config(path: Path = CONFIGS / "gate.yaml") -> GateConfig:
     """Load the thresholds. Raises ConfigError naming the file, the field and what is allowed."""
-    return parse_gate_config(read_settings(path, like="configs/gate.yaml"), source=path.name)
+    config = parse_gate_config(read_settings(path, like="configs/gate.yaml"), source=path.name)
+    # Workers run in another folder, where a relative name would be another one.
+    panel = tuple(path.parent.resolve() / folder.expanduser() for folder in config.panel)
+    return config.model_copy(update={"panel": panel})
 
 
 def parse_gate_config(data: dict[str, Any], *, source: str = "the gate's configuration") -> GateConfig:

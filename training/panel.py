@@ -18,10 +18,15 @@ from pathlib import Path
 from training.config import CONFIGS, DataConfig
 from training.dataset import prepare
 from training.errors import ConfigError
+from training.gate_config import GateConfig
+from training.panel_file import PanelMember
 from training.salutation import learn_names
 from training.schemas import Example, Mail
 
 PERSONAS = CONFIGS.parent / "samples" / "personas"
+SAME_PERSON = 0.1
+"""Share of a persona's mails, word for word among a person's own, from which the two are one. Short phrases
+that anybody sends ("Thanks, see you then.") stay far below it."""
 _REPLY = re.compile(r"\s*(?:re|aw|sv)\s*:", re.I)
 
 
@@ -57,6 +62,42 @@ def read_panel(
             raise ConfigError(f"The reference panel {folder.name} holds no .jsonl mailbox. Restore it.")
         found += [read_persona(path, config) for path in paths if path.stem not in without]
     return tuple(found)
+
+
+def panel_members(config: GateConfig, own: Sequence[Example] = ()) -> tuple[PanelMember, ...]:
+    """Return the personas that the gate compares with: as many as `specificity.references` says, the shipped
+    ones first. `own` is the examples of the person who is judged, who is left out when on the panel.
+
+    Raises ConfigError when there are fewer, and when a folder of `config.panel` holds no mailbox.
+    """
+    wanted = config.specificity.references
+    if wanted == 0:
+        return ()
+    found = read_panel((PERSONAS, *config.panel))
+    if wanted > len(found):
+        raise ConfigError(
+            f"specificity.references is {wanted}, and the reference panel has {len(found)} mailboxes. Lower "
+            "it in the gate's configuration, or add folders of mailboxes to its panel."
+        )
+    return tuple(PanelMember(p.name, p.train, p.held_out) for p in _others(found, own)[:wanted])
+
+
+def panel_texts(config: GateConfig, own: Sequence[Example] = ()) -> tuple[str, ...]:
+    """Return the own words of the whole panel without the person who is judged: the judge's negatives.
+
+    Raises ConfigError when a folder of `config.panel` holds no mailbox.
+    """
+    others = _others(read_panel((PERSONAS, *config.panel)), own)
+    return tuple(text for persona in others for text in persona.texts)
+
+
+def _others(panel: Sequence[Persona], own: Sequence[Example]) -> list[Persona]:
+    words = {example.output for example in own}
+    return [
+        persona
+        for persona in panel
+        if sum(text in words for text in persona.texts) < SAME_PERSON * len(persona.texts)
+    ]
 
 
 def read_persona(path: Path, config: DataConfig | None = None) -> Persona:

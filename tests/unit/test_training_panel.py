@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import yaml
 
 from training.config import CONFIGS
 from training.errors import ConfigError
-from training.panel import PERSONAS, Persona, read_mailbox, read_panel
+from training.gate_config import GateConfig, load_gate_config
+from training.panel import PERSONAS, Persona, panel_members, read_mailbox, read_panel
 from training.salutation import strip_identity
+from training.schemas import Example
 from training.style import profiles, sigma_of, style_distance
 from training.voice import fit_judge
 
@@ -101,6 +104,40 @@ def test_a_judge_tells_each_from_the_others(panel: tuple[Persona, ...]) -> None:
 def test_the_person_who_is_judged_can_be_left_out() -> None:
     names = [persona.name for persona in read_panel()]
     assert [persona.name for persona in read_panel(without=names[:1])] == names[1:]
+
+
+def members(references: int, *folders: Path, own: Sequence[Example] = ()) -> list[str]:
+    config = GateConfig.model_validate({"panel": folders, "specificity": {"references": references}})
+    return [member.name for member in panel_members(config, own)]
+
+
+def test_the_gate_compares_with_as_many_as_it_is_told(panel: tuple[Persona, ...]) -> None:
+    names = [persona.name for persona in panel]
+    assert members(4) == names and members(2) == names[:2] and members(0) == []
+    with pytest.raises(ConfigError, match=r"specificity\.references is 5.* has 4 mailboxes"):
+        members(5)
+
+
+def test_the_person_who_is_judged_is_not_compared_with_oneself(panel: tuple[Persona, ...]) -> None:
+    second = panel[1]
+    expected = [persona.name for persona in panel if persona is not second]
+    # As a mailbox that was imported here: ids of its own, and not all of the mails.
+    own = [example.model_copy(update={"id": "x"}) for example in second.train[::2]]
+    assert members(4, own=own) == expected
+    assert members(2, own=own) == expected[:2], "another one takes the place"
+    assert members(4, own=panel[1].train[:3]) == [persona.name for persona in panel], "a few short mails"
+
+
+def test_further_mailboxes_are_added_by_a_folder_beside_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    text = (PERSONAS / "kit.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "more" / "marsupilami.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "gate.yaml").write_text("panel: [more]\nspecificity: {references: 5}\n")
+    config = load_gate_config(tmp_path / "gate.yaml")
+    assert config.panel == (tmp_path / "more",)
+    found = panel_members(config)
+    assert [member.name for member in found][-1] == "marsupilami" and len(found) == 5
+    assert found[-1].train and found[-1].held_out
 
 
 def test_the_shipped_spreads_are_those_of_the_personas(panel: tuple[Persona, ...]) -> None:
