@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from rich.table import Table
 from rich.text import Text
 
+from app.decision_view import decision_parts, missed_lines
 from store.outbox import DeliveryState
 from training.adapter_size import describe_adapter_size
 from training.estimate import describe_estimate
@@ -273,6 +274,7 @@ def show_job(job: Job, events: list[JobEvent], told: DeliveryState | None = None
         ("user", job.user_id),
         ("status", _status(job)),
         ("outcome", f"{job.outcome or ''}  {metrics.gate}".strip()),
+        ("chosen", metrics.chosen),
         ("held-out loss", _losses(job)),
         ("training", trained),
         ("adapter", f"version {job.version}  {job.model_name or ''}  {size}".strip()),
@@ -288,6 +290,8 @@ def show_job(job: Job, events: list[JobEvent], told: DeliveryState | None = None
         if value:
             table.add_row(name, value)
     console.print(table)
+    for part in decision_parts(metrics, console.width):
+        console.print(part)
     shown = [e for e in events if e.type != "metrics"]
     if shown:
         console.print()
@@ -296,10 +300,12 @@ def show_job(job: Job, events: list[JobEvent], told: DeliveryState | None = None
 
 
 def show_result(job: Job) -> None:
-    """Say in two lines how a followed job ended."""
+    """Say how a followed job ended: outcome, sentence, and the checks of the gate that it missed."""
     if job.status is JobStatus.COMPLETED:
         colour = "green" if job.outcome is Outcome.PROMOTED else "yellow"
         console.print(Text(f"{job.outcome}: {job.metrics.gate}"), style=colour, soft_wrap=True)
+        for line in missed_lines(job.metrics.decision) if job.metrics.decision else ():
+            console.print(line, soft_wrap=True)
     elif job.status is JobStatus.CANCELLED:
         console.print(Text(f"Job {job.id} was cancelled; nothing was published."), style="yellow")
     else:
