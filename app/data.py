@@ -11,6 +11,7 @@ from store.importers.load import import_mailbox
 from store.rates import measured_runs
 from training.adapter_size import adapter_bytes
 from training.base_models import find_base_model
+from training.choose import choose
 from training.config import load_train_config
 from training.dataset import prepare
 from training.errors import ConfigError, UnknownUser, UnreadableMailbox
@@ -68,11 +69,12 @@ def check_user(
     """
     settings = session.settings
     user = users.find_user(session.db, id_or_email)
-    chosen = load_train_config(config or settings.train_config)
-    base = find_base_model(chosen.base_model or settings.base_model)
-    mails = mail.fetch_sent_mail(session.db, user.id, chosen.data.max_mails)
-    prepared = prepare(mails, chosen.data, sent=mail.count_sent(session.db, user.id), on_progress=on_progress)
-    rates = rates_of(base, chosen, *measured_runs(session.db, base.id))
-    estimate = estimate_training(prepared.train, chosen, rates, settings.hourly_price)
-    sized = estimate.model_copy(update={"adapter_bytes": adapter_bytes(base, chosen)})
-    return prepared.report.model_copy(update={"estimate": sized})
+    preset = load_train_config(config or settings.train_config)
+    base = find_base_model(preset.base_model or settings.base_model)
+    mails = mail.fetch_sent_mail(session.db, user.id, preset.data.max_mails)
+    prepared = prepare(mails, preset.data, sent=mail.count_sent(session.db, user.id), on_progress=on_progress)
+    chosen = choose(preset, prepared.train)
+    rates = rates_of(base, chosen.config, *measured_runs(session.db, base.id))
+    estimate = estimate_training(prepared.train, chosen.config, rates, settings.hourly_price)
+    sized = estimate.model_copy(update={"adapter_bytes": adapter_bytes(base, chosen.config)})
+    return prepared.report.model_copy(update={"estimate": sized, "chosen": chosen.reason})

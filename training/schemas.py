@@ -160,6 +160,8 @@ class DataReport(Schema):
     eligible: bool
     reason: str
     """One sentence a person understands; says what is missing when not eligible."""
+    chosen: str = ""
+    """The hyper-parameters that are chosen for this mailbox, and why, in one sentence."""
     estimate: Estimate | None = None
 
 
