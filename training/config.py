@@ -55,6 +55,9 @@ class DataConfig(_Config):
     mask_third_persons: bool = True
     """Leave names, addresses and telephone numbers of other people out of the training loss
     (training/mail/third_persons.py). Held-out loss counts every token either way, so that both compare."""
+    instructions: Literal["subject", "playback"] = "subject"
+    """What stands in a prompt for the request that a mail answers: `subject` its subject line; `playback`
+    what the base model says the mail was asked to do (training/playback.py), one answer for each mail."""
     held_out_fraction: float = Field(default=0.15, gt=0, lt=0.5)
     """Newest share of the examples that is never trained on (references/voice.md §3)."""
     min_held_out: int = Field(default=20, ge=1)
