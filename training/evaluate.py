@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,12 @@ def held_out_losses(
     batch_tokens: int,
     *,
     adapter: bool = True,
+    before_each_batch: Callable[[], None] | None = None,
 ) -> list[MailLoss]:
     """Return nll(e) = -1/T Σ log p(y_t | x, y_<t) over the reply tokens of each example, in their order.
 
     `adapter=False` measures the plain base. Softmax in float32 (references/voice.md §3, metric 1).
+    `before_each_batch` may raise to end it.
     """
     was_training = model.training
     model.eval()
@@ -41,6 +43,8 @@ def held_out_losses(
     weight = base.model.get_output_embeddings().weight  # type: ignore[union-attr]
     with nullcontext() if adapter else model.disable_adapter():
         for batch in plan_epoch(examples, batch_tokens, seed=0):
+            if before_each_batch is not None:
+                before_each_batch()
             chosen = [examples[index] for index in batch]
             hidden, targets, rows = reply_hidden_states(model, base, chosen)
             log_likelihood = reply_log_likelihood(hidden, weight, targets)  # type: ignore[arg-type]
@@ -56,10 +60,10 @@ def held_out_losses(
     return [found[index] for index in range(len(examples))]
 
 
-def losses_of_saved_adapter(
-    folder: Path, base: LoadedBase, examples: Sequence[EncodedExample], batch_tokens: int
-) -> list[MailLoss]:
-    """Return the held-out losses of an adapter saved by PEFT in `folder`; the base is left as it was.
+@contextmanager
+def saved_adapter(folder: Path, base: LoadedBase) -> Iterator[PeftModel]:
+    """Lend the base with the adapter that PEFT saved in `folder`, ready to measure; the base is left as it
+    was.
 
     Raises AdapterRefused when the files are torn.
     """
@@ -68,8 +72,19 @@ def losses_of_saved_adapter(
     # Checked first: an adapter that fails half-way through loading would stay on the base.
     require_whole(folder)
     model = PeftModel.from_pretrained(base.model, str(folder), autocast_adapter_dtype=False)
-    speed_up(model)  # the same arithmetic as in training, so that equal adapters measure equal
     try:
-        return held_out_losses(model, base, examples, batch_tokens)
+        speed_up(model)  # the same arithmetic as in training, so that equal adapters measure equal
+        yield model
     finally:
         restore_base(model, base)
+
+
+def losses_of_saved_adapter(
+    folder: Path, base: LoadedBase, examples: Sequence[EncodedExample], batch_tokens: int
+) -> list[MailLoss]:
+    """Return the held-out losses of an adapter saved by PEFT in `folder`; the base is left as it was.
+
+    Raises AdapterRefused when the files are torn.
+    """
+    with saved_adapter(folder, base) as model:
+        return held_out_losses(model, base, examples, batch_tokens)

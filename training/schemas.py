@@ -514,7 +514,11 @@ class TrainingProgress(Schema):
     tokens_per_second: float
     eta_seconds: float
     phase: str = "train"
-    """`load`, `train`, `held_out` or `export`."""
+    """`load`, `panel`, `train`, `held_out` or `export`."""
+    reference: int = 0
+    """In the phase `panel`: the reference adapter in work, from 1; `step` and `steps` are its own."""
+    references: int = 0
+    """How many of them are trained before the job's own adapter: none once the machine has them."""
     seconds: float = 0
     """Seconds since the device began with this job: what it is charged for."""
 
