@@ -32,6 +32,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 
 """A mail may hold escape sequences; a terminal must not obey them."""
 _PHASES = {
     "load": "loading the base",
+    "panel": "training references",
     "train": "training",
     "held_out": "measuring on held-out mail",
     "export": "converting",
@@ -123,6 +124,12 @@ def job_bar() -> Iterator[Callable[[Job, list[JobEvent]], None]]:
                         task,
                         detail=f"step {found['step']}/{found['steps']}  loss {found['loss']:.2f}  "
                         f"{found['tokensPerSecond']:.0f} tokens/s  {found['etaSeconds']:.0f} s left",
+                    )
+                elif phase == "panel":
+                    progress.update(
+                        task,
+                        detail=f"{found['reference']} of {found['references']}, once on this machine  "
+                        f"step {found['step']}/{found['steps']}  {found['etaSeconds']:.0f} s left",
                     )
                 else:
                     progress.update(task, detail="")

@@ -212,7 +212,9 @@ def _mirror(job: Following) -> None:
         return
     if now == job.last:
         return
-    percent = STAGE_PROGRESS[Stage.TRAIN] + TRAIN_SPAN * now.step / now.steps
+    # The steps of a reference adapter are not the job's own.
+    share = 0.0 if now.phase == "panel" else now.step / now.steps
+    percent = STAGE_PROGRESS[Stage.TRAIN] + TRAIN_SPAN * share
     cost = now.seconds / 3600 * settings().hourly_price
     row = jobs.report_progress(
         database(),
@@ -226,10 +228,14 @@ def _mirror(job: Following) -> None:
     if row is not None:
         show_progress(
             row,
-            f"{now.phase}: step {now.step} of {now.steps}, loss {now.loss:.2f}, "
+            f"{_doing(now)}: step {now.step} of {now.steps}, loss {now.loss:.2f}, "
             f"{now.eta_seconds:.0f} s left, ${cost:.4f} so far",
             now=False,
         )
+
+
+def _doing(now: TrainingProgress) -> str:
+    return f"reference adapter {now.reference} of {now.references}" if now.phase == "panel" else now.phase
 
 
 def _notice_waiting(job: Following) -> None:

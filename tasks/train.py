@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from tasks.job_folder import (
     HELD_OUT,
     METRICS,
     OLD_HELD_OUT,
+    PANEL,
     PROGRESS,
     RECIPE,
     SPEC,
@@ -38,8 +39,9 @@ from tasks.tools import settings, without_mail_text
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import ChatTemplate, encode, from_jsonl
-from training.errors import AdapterRefused, ConfigError, OwnvoiceError, StorageError, TrainingCancelled
-from training.schemas import CohortResult, JobSpec, MailLoss, TrainingProgress, TrainingResult
+from training.errors import ConfigError, OwnvoiceError, StorageError, TrainingCancelled
+from training.panel_file import PanelMember, from_panel_jsonl
+from training.schemas import CohortResult, JobSpec, MeasuredLosses, TrainingProgress, TrainingResult
 from training.start_adapter import WEIGHTS_FILE, digest_of
 
 if TYPE_CHECKING:
@@ -89,8 +91,8 @@ def _train(folder: JobFolder, started: float) -> None:
     """Do one job, in event order: read, load the base, train, measure, convert, write back."""
     # Imported here: loading this module must stay quick, and these cost seconds.
     from training import lora
-    from training.evaluate import held_out_losses, losses_of_saved_adapter
     from training.export import export_gguf
+    from training.measure import choose_mail, measure_losses
     from training.recipe import describe_recipe
 
     spec = JobSpec.model_validate(folder.read_json(SPEC))
@@ -108,15 +110,10 @@ def _train(folder: JobFolder, started: float) -> None:
     if not train_examples or not held_out_examples:
         raise ConfigError(f"The data set of job {folder.job_id} is empty; retry the job.")
 
-    # What every arm is measured on: unseen mail, and in a retrain also the first run's held-out set.
-    measured = {"": held_out_examples} | ({"_old": old_examples} if old_examples else {})
-    losses: dict[str, list[MailLoss]] = {}
-
-    def measure(model: Any) -> None:
-        report.phase("held_out")
-        for which, found in measured.items():
-            losses[f"adapter{which}"] = held_out_losses(model, base, found, config.batch_tokens)
-            losses[f"base{which}"] = held_out_losses(model, base, found, config.batch_tokens, adapter=False)
+    personas = from_panel_jsonl(folder.read_text(PANEL)) if folder.exists(PANEL) else ()
+    before_panel = time.monotonic()
+    references = _reference_adapters(base, personas, report)
+    panel_seconds = time.monotonic() - before_panel
 
     with folder.workspace() as workspace:
         with _start_adapter(folder, spec) as start:
@@ -127,22 +124,31 @@ def _train(folder: JobFolder, started: float) -> None:
                 workspace,
                 on_progress=report.step,
                 should_stop=report.cancelled,
-                after_training=measure,
                 # Storage that is no local disk gets each checkpoint, or a lost GPU machine takes it along.
                 on_checkpoint=lambda: folder.push(workspace, CHECKPOINT),
                 start_from=start,
             )
             start_digest = None if start is None else digest_of(start)
-        if spec.current_adapter is not None:
-            try:
-                with JobFolder(folder.storage_url, spec.current_adapter).workspace() as other:
-                    for which, found in measured.items():
-                        losses[f"current{which}"] = losses_of_saved_adapter(
-                            other / ADAPTER, base, found, config.batch_tokens
-                        )
-            except AdapterRefused as exc:
-                # A retrain is also how a lost adapter is replaced: it is judged against the base alone.
-                get_run_logger().warning("the adapter in use cannot be compared with: %s", exc)
+        report.phase("held_out")
+        with _current_adapter(folder, spec) as current:
+            losses = measure_losses(
+                base,
+                choose_mail(
+                    base,
+                    config,
+                    train=train_examples,
+                    held_out=held_out_examples,
+                    old=old_examples,
+                    personas=personas,
+                    kept_step=result.best_step,
+                ),
+                config.batch_tokens,
+                candidate=workspace / ADAPTER,
+                current=current,
+                references=references,
+                before_each_batch=report.stop_if_cancelled,
+                on_unreadable=_warn_unreadable,
+            )
         report.phase("export")
         digest = export_gguf(
             workspace / ADAPTER, base.info, base.model.config.to_dict(), workspace / ADAPTER_GGUF
@@ -152,9 +158,45 @@ def _train(folder: JobFolder, started: float) -> None:
         recipe["startAdapter"] = spec.start_adapter and {"job": spec.start_adapter, "digest": start_digest}
         folder.write_json(RECIPE, recipe)
         folder.push(workspace, ADAPTER, ADAPTER_GGUF, CHECKPOINT)
+        seconds = time.monotonic() - started - panel_seconds
         # Written last: its presence says that the adapter is whole.
-        folder.write_json(METRICS, _metrics(result, losses, digest, time.monotonic() - started, load_seconds))
+        folder.write_json(METRICS, _metrics(result, losses, digest, seconds, load_seconds, panel_seconds))
     report.finished(result)
+
+
+def _reference_adapters(
+    base: LoadedBase, personas: Sequence[PanelMember], report: _Reporter
+) -> dict[str, Path]:
+    """Return the adapters of the reference panel; the first job of a base on a machine trains them."""
+    from training.references import reference_adapters
+
+    if not personas:
+        return {}
+    report.phase("panel")
+    return reference_adapters(
+        base,
+        personas,
+        settings().cache,
+        on_progress=report.step,
+        on_left_out=lambda name, reason: get_run_logger().warning(
+            "no reference adapter of %s: %s", name, reason
+        ),
+        should_stop=report.cancelled,
+    )
+
+
+def _warn_unreadable(what: str, reason: str) -> None:
+    get_run_logger().warning("%s cannot be compared with: %s", what, reason)
+
+
+@contextmanager
+def _current_adapter(folder: JobFolder, spec: JobSpec) -> Iterator[Path | None]:
+    """Yield the PEFT files of the adapter in use, or None."""
+    if spec.current_adapter is None:
+        yield None
+        return
+    with JobFolder(folder.storage_url, spec.current_adapter).workspace() as workspace:
+        yield workspace / ADAPTER
 
 
 @contextmanager
@@ -191,19 +233,22 @@ def _loaded_base(base_model: str, config: TrainConfig) -> LoadedBase:
 
 def _metrics(
     result: TrainingResult,
-    losses: dict[str, list[MailLoss]],
+    losses: MeasuredLosses,
     digest: str,
     seconds: float,
     load_seconds: float,
+    panel_seconds: float,
 ) -> dict[str, Any]:
     """Return what the CPU side needs to judge, record and charge the job; losses are per mail, by id."""
     return {
         # A resumed training is paid for from its first step on, not only since the last crash.
         "gpuSeconds": round(seconds + result.earlier_seconds, 2),
         "loadSeconds": round(load_seconds, 2),
+        # Apart from the job's own: paid once per base and machine, it must not make the next estimate wrong.
+        "panelSeconds": round(panel_seconds, 2),
         "training": result.to_json_dict(),
         "adapterDigest": digest,
-        "heldOut": {arm: [loss.to_json_dict() for loss in found] for arm, found in losses.items()},
+        "losses": losses.to_json_dict(),
     }
 
 
@@ -231,7 +276,7 @@ class _Reporter:
         self.last = progress.model_copy(update={"seconds": round(now - self.started, 2)})
         if now - self._written >= PROGRESS_EVERY_S or progress.step == progress.steps:
             self._write()
-        if now - self._shown >= ARTIFACT_EVERY_S:
+        if progress.phase == "train" and now - self._shown >= ARTIFACT_EVERY_S:
             self._shown = now
             self._show(100 * progress.step / progress.steps)
 
@@ -241,6 +286,10 @@ class _Reporter:
             self._asked = now
             self._stop = self._stop or is_stopped(self.folder)
         return self._stop
+
+    def stop_if_cancelled(self) -> None:
+        if self.cancelled():
+            raise TrainingCancelled(f"Job {self.folder.job_id} was cancelled while it was measured.")
 
     def finished(self, result: TrainingResult) -> None:
         job_id = self.folder.job_id

@@ -27,7 +27,7 @@ from training.forward import reply_hidden_states
 from training.loaded_base import LoadedBase, restore_base
 from training.loss import reply_cross_entropy
 from training.optimiser import make_optimiser
-from training.plan import looks_of, plan_epoch, rate_factor, split_validation
+from training.plan import looks_of, plan_epochs, rate_factor, split_validation
 from training.schemas import TrainingProgress, TrainingResult
 from training.speed_up import speed_up
 from training.start_adapter import digest_of, load_weights, read_start_adapter
@@ -104,10 +104,7 @@ def train_adapter(
         model.train()
 
         split = split_validation(examples, config)
-        batches = [
-            plan_epoch(split.train, config.batch_tokens, config.seed + epoch, packing=config.packing)
-            for epoch in range(config.epochs)
-        ]
+        batches = plan_epochs(split.train, config)
         plan = [batch for epoch in batches for batch in epoch]
         steps = min(len(plan), config.max_steps or len(plan))
         looks = looks_of(batches, steps) if split.validation else frozenset()

@@ -113,6 +113,27 @@ def plan_epoch(
     return batches
 
 
+def plan_epochs(examples: Sequence[EncodedExample], config: TrainConfig) -> list[list[list[int]]]:
+    """Return each epoch's batches of the examples that are trained on; `max_steps` may end them sooner."""
+    return [
+        plan_epoch(examples, config.batch_tokens, config.seed + epoch, packing=config.packing)
+        for epoch in range(config.epochs)
+    ]
+
+
+def trained_on(
+    examples: Sequence[EncodedExample], config: TrainConfig, steps: int
+) -> tuple[EncodedExample, ...]:
+    """Return those of a training's examples that its first `steps` steps saw, in their order.
+
+    `steps` 0 (the weights that a retrain began with were kept): all that it was to be trained on.
+    """
+    train = split_validation(examples, config).train
+    plan = [batch for epoch in plan_epochs(train, config) for batch in epoch]
+    seen = {index for batch in plan[: steps or None] for index in batch}
+    return tuple(example for index, example in enumerate(train) if index in seen)
+
+
 def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return the share of the peak learning rate at `step` (from 0): linear warm-up, then the schedule."""
     warmup = max(1, round(steps * config.warmup_fraction)) if config.warmup_fraction else 0

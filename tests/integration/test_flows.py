@@ -43,6 +43,7 @@ from training.schemas import (
     JobSpec,
     JobStatus,
     MailLoss,
+    MeasuredLosses,
     Outcome,
     Stage,
     TrainingResult,
@@ -414,7 +415,9 @@ def test_bad_job_does_not_stop_its_neighbours(home: Path, storage: str) -> None:
     metrics = good.read_json(METRICS)
     assert metrics["training"]["steps"] == 2
     assert metrics["adapterDigest"] == file_digest(file_in(good, ADAPTER_GGUF))
-    assert metrics["heldOut"].keys() == {"base", "adapter"}
+    measured = MeasuredLosses.model_validate(metrics["losses"])
+    assert len(measured.base.held_out) == len(measured.candidate.held_out) == 8
+    assert measured.current is None and measured.references == {}
 
 
 def test_cohort_of_which_nothing_was_trained_fails(home: Path, storage: str) -> None:

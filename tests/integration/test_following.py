@@ -35,7 +35,7 @@ def job(home: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Job:
     return jobs.enter_stage(db, made.id, Stage.TRAIN)
 
 
-def write_progress(job: Job, step: int, steps: int, seconds: float, eta_s: float) -> None:
+def write_progress(job: Job, step: int, steps: int, seconds: float, eta_s: float, **fields: Any) -> None:
     now = TrainingProgress(
         step=step,
         steps=steps,
@@ -45,6 +45,7 @@ def write_progress(job: Job, step: int, steps: int, seconds: float, eta_s: float
         tokens_per_second=50,
         eta_seconds=eta_s,
         seconds=seconds,
+        **fields,
     )
     tools.job_folder(job.id).write_json(PROGRESS, now.to_json_dict())
 
@@ -91,6 +92,19 @@ def test_row_event_stream_and_artifact_show_the_same_progress_and_cost(db: Datab
         assert (
             f"{eta_s:.0f} s left" in artifact.description and f"${seconds / 1000:.4f}" in artifact.description
         )
+
+
+def test_reference_adapters_are_told_of_and_are_no_progress_of_the_job(db: Database, job: Job) -> None:
+    followed = Following(job.id, tools.job_folder(job.id))
+    write_progress(job, 9, 10, 20.0, 30.0, phase="panel", reference=2, references=4)
+    following._mirror(followed)
+    row, event = jobs.find_job(db, job.id), jobs.events(db, job.id)[-1]
+    assert row.progress == 30 and row.eta_seconds == 30.0
+    assert (event.data["phase"], event.data["reference"], event.data["references"]) == ("panel", 2, 4)
+    assert artifact_of(job).description.startswith("reference adapter 2 of 4: step 9 of 10")
+    write_progress(job, 1, 10, 25.0, 90.0)
+    following._mirror(followed)
+    assert jobs.find_job(db, job.id).progress == 35
 
 
 def test_next_stage_forgets_the_time_left_and_keeps_the_cost(db: Database, job: Job) -> None:

@@ -25,6 +25,7 @@ from tasks.job_folder import (
     METRICS,
     OLD_HELD_OUT,
     OLD_SET,
+    PANEL,
     RECIPE,
     SPEC,
     JobFolder,
@@ -36,7 +37,17 @@ from training.config import load_train_config
 from training.dataset import from_jsonl, hash_id
 from training.errors import NotEnoughMail
 from training.export import sha256_of
-from training.schemas import DataReport, Example, Job, JobSpec, Outcome, RetrainMode, Stage, User
+from training.schemas import (
+    DataReport,
+    Example,
+    Job,
+    JobSpec,
+    MeasuredLosses,
+    Outcome,
+    RetrainMode,
+    Stage,
+    User,
+)
 from training.start_adapter import CONFIG_FILE, WEIGHTS_FILE
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -323,8 +334,8 @@ def storage(home: Path, base_cache: Path) -> str:
     return str(home / "storage")
 
 
-def train(db: Database, job: Job, storage: str, current: Job | None) -> dict[str, Any]:
-    """Train a prepared job as the GPU side does and return what it left."""
+def train(db: Database, job: Job, storage: str, current: Job | None) -> MeasuredLosses:
+    """Train a prepared job as the GPU side does and return what it measured."""
     folder = tools.job_folder(job.id)
     spec = JobSpec(
         job_id=job.id,
@@ -337,7 +348,7 @@ def train(db: Database, job: Job, storage: str, current: Job | None) -> dict[str
     folder.write_json(SPEC, spec.to_json_dict())
     result = train_job(job.id, storage)
     assert result.ok, result.error_message
-    return folder.read_json(METRICS)
+    return MeasuredLosses.model_validate(folder.read_json(METRICS)["losses"])
 
 
 def test_incremental_training_starts_where_the_adapter_in_use_ended_and_measures_the_old_set(
@@ -345,7 +356,8 @@ def test_incremental_training_starts_where_the_adapter_in_use_ended_and_measures
 ) -> None:
     write_mail(db, anna, 0, 30)
     first, _ = prepare(db, make_job(db, anna))
-    assert train(db, first, storage, None)["heldOut"].keys() == {"base", "adapter"}
+    alone = train(db, first, storage, None)
+    assert alone.current is None and alone.base.old == alone.candidate.old == ()
     promote(db, first)
     assert not tools.job_folder(first.id).exists(OLD_HELD_OUT)
 
@@ -353,18 +365,19 @@ def test_incremental_training_starts_where_the_adapter_in_use_ended_and_measures
     # Steps of no length: what comes out is what went in.
     still = {"learning_rate": 1e-30}
     second, _ = prepare(db, make_job(db, anna, RetrainMode.INCREMENTAL, **still))
-    held_out = train(db, second, storage, first)["heldOut"]
-    assert held_out.keys() == {"base", "adapter", "current", "base_old", "adapter_old", "current_old"}
-    assert held_out["adapter"] == held_out["current"] != held_out["base"]
-    assert held_out["adapter_old"] == held_out["current_old"] != held_out["base_old"]
-    assert {loss["threadId"] for loss in held_out["base_old"]} == {f"thread-{n}" for n in range(26, 30)}
+    losses = train(db, second, storage, first)
+    assert losses.current is not None
+    assert losses.candidate.held_out == losses.current.held_out != losses.base.held_out
+    assert losses.candidate.old == losses.current.old != losses.base.old
+    assert {loss.thread_id for loss in losses.base.old} == {f"thread-{n}" for n in range(26, 30)}
     weights = Path(tools.job_folder(first.id).path) / ADAPTER / WEIGHTS_FILE
     assert tools.job_folder(second.id).read_json(RECIPE)["startAdapter"] == {
         "job": first.id,
         "digest": sha256_of(weights),
     }
+    assert tools.job_folder(second.id).exists(PANEL)
     promote(db, second)
-    for name in (DATASET, HELD_OUT, OLD_HELD_OUT):
+    for name in (DATASET, HELD_OUT, OLD_HELD_OUT, PANEL):
         assert not tools.job_folder(second.id).exists(name)
 
 

@@ -88,7 +88,9 @@ def test_no_flow_file_has_the_name_of_an_importable_module() -> None:
 def test_the_gpu_side_loads_no_database_no_mail_and_no_engine() -> None:
     script = (
         "import sys, flows.train_adapters\n"
-        "from training import base_models, dataset, evaluate, export, lora, recipe\n"
+        "from training import base_models, dataset, evaluate, export, lora, measure, recipe, references\n"
+        "from training import neutral_tasks, panel_file\n"
+        "assert neutral_tasks.neutral_examples() and not panel_file.from_panel_jsonl('')\n"
         f"heavy = {NO_MAIL_NO_DATABASE!r}\n"
         "print(*[m for m in sys.modules if any(m == h or m.startswith(h + '.') for h in heavy)])\n"
     )

@@ -12,7 +12,15 @@ from training.checkpoint import fingerprint
 from training.config import TrainConfig
 from training.dataset import EncodedExample
 from training.errors import TrainingDiverged
-from training.plan import LONG_EPOCH_STEPS, looks_of, plan_epoch, rate_factor, split_validation
+from training.plan import (
+    LONG_EPOCH_STEPS,
+    looks_of,
+    plan_epoch,
+    plan_epochs,
+    rate_factor,
+    split_validation,
+    trained_on,
+)
 from training.watch import (
     EXPLODED,
     stop_if_broken,
@@ -148,6 +156,20 @@ def test_a_long_epoch_is_looked_at_half_way_too() -> None:
 
 def test_a_run_cut_by_max_steps_is_looked_at_when_it_ends() -> None:
     assert looks_of([[0] * 10, [0] * 10], 13) == {0, 10, 13}
+
+
+def test_what_was_trained_on_is_what_the_steps_until_then_saw() -> None:
+    examples = [EncodedExample(f"m{n}", f"t{n}", tuple(range(50)), 1) for n in range(100)]
+    config = TrainConfig(batch_tokens=200, epochs=2)
+    split = split_validation(examples, config)
+    steps = len(plan_epochs(split.train, config)[0])
+    assert split.validation and steps > 10
+    first = trained_on(examples, config, 3)
+    assert len(first) == 12 and set(first) < set(split.train)
+    assert first == tuple(e for e in split.train if e in set(first)), "in the order of time"
+    # A whole epoch saw every mail; so did, before it, whoever starts from an adapter and keeps it (step 0).
+    for kept in (steps, steps + 3, 0):
+        assert trained_on(examples, config, kept) == split.train
 
 
 # ---- learning rate ---------------------------------------------------------------------------------
