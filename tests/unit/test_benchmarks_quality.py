@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.quality import __main__ as quality
-from tests.benchmarks.quality import masking, modes, precision, sweep, time_split
+from tests.benchmarks.quality import masking, modes, precision, sizes, sweep, time_split
 from tests.benchmarks.quality.ledger import Ledger, Run, code_version
 from tests.benchmarks.quality.page import replace_sections, table
 from tests.benchmarks.quality.paired import compare, mean_nll
@@ -289,3 +289,39 @@ def test_the_ledger_holds_numbers_and_settings_only(ledger: Ledger, tmp_path: Pa
     line = json.loads((tmp_path / "quality.jsonl").read_text())
     assert line["result"] == {"held_out": [[2.0, 9]]}
     assert set(line) == {"code", "commit", "kind", "mailbox", "settings", "result"}
+
+
+def of_size(validation: float, best_step: int = 20) -> dict[str, Any]:
+    return {**result(validation), "best_step": best_step, "train_tokens": 12_000}
+
+
+def test_every_size_is_measured_with_every_limit_and_the_smallest_first() -> None:
+    wanted = sizes.runs()
+    assert len({run.key("code") for run in wanted}) == len(wanted) == 66
+    assert [run.settings["mails"] for run in wanted[:9]] == [50] * 9
+    for run in wanted:
+        preset = Run("adapter", run.mailbox, run.settings["preset"]).config
+        assert preset.auto == (), "nothing may be left to the data in a measurement of what to choose"
+
+
+def test_a_limit_of_epochs_is_compared_on_the_sizes_that_both_were_measured_on(ledger: Ledger) -> None:
+    ledger.add(sizes.run_of("david", 50, 3, 16), of_size(3.0))
+    ledger.add(sizes.run_of("david", 50, 6, 16), of_size(2.9, best_step=30))
+    ledger.add(sizes.run_of("david", 100, 6, 16), of_size(1.0))
+
+    page = sizes.section(ledger)
+
+    assert (
+        "| david, 50 | 16 | 4,000 | 10 | 3.000 | 2.400 | 20, 2.0 | 2.900 | 2.400 | 30, 3.0 | – |  |  |"
+        in page
+    )
+    assert "6 epochs -0.100, better in 1 of 1 sizes" in page and "10 epochs" not in page.split("against")[1]
+    assert "david, 100" in page and "fossum-d" not in page
+
+
+def test_a_size_that_diverged_is_told_and_compares_nothing(ledger: Ledger) -> None:
+    ledger.add(sizes.run_of("david", 50, 3, 16), {"diverged": "loss 1e9 at step 3", "step": 3})
+
+    page = sizes.section(ledger)
+
+    assert "| diverged |" in page and "Nothing is measured yet" in page

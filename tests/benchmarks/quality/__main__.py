@@ -37,6 +37,7 @@ MODULES = {
     "masking": "tests.benchmarks.quality.masking",
     "gate": "tests.benchmarks.quality.gate",
     "recipes": "tests.benchmarks.quality.recipes",
+    "sizes": "tests.benchmarks.quality.sizes",
 }
 """Each has TITLE, runs() -> the runs it needs, and section(ledger) -> Markdown of what is there."""
 

@@ -36,8 +36,9 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
     return KINDS[run.kind](run, work)
 
 
-def train_and_judge(run: Run, work: Path) -> dict[str, Any]:
-    """Train on the mailbox's training part; held-out losses as a job measures them, in its own precision.
+def train_and_judge(run: Run, work: Path, *, newest: int = 0) -> dict[str, Any]:
+    """Train on the mailbox's training part, or on its `newest` mails; held-out losses as a job measures
+    them, in its own precision.
 
     A training that diverged is a result too: what a setting does.
     """
@@ -56,10 +57,16 @@ def train_and_judge(run: Run, work: Path) -> dict[str, Any]:
 
     with TemporaryDirectory(dir=work) as out:
         try:
-            result = train(config, prepared.train, base, Path(out), after_training=judge)
+            result = train(config, prepared.train[-newest:], base, Path(out), after_training=judge)
         except TrainingDiverged as exc:
             return {"diverged": str(exc), "step": exc.step}
     return {**course(result), **losses}
+
+
+def train_on_newest(run: Run, work: Path) -> dict[str, Any]:
+    """Do the run that `run.settings["preset"]` says on the newest `run.settings["mails"]` of its mails."""
+    inner = Run("adapter", run.mailbox, run.settings["preset"])
+    return train_and_judge(inner, work, newest=run.settings["mails"])
 
 
 def train_and_judge_in_fp32(run: Run, work: Path) -> dict[str, Any]:
@@ -222,6 +229,7 @@ KINDS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
     "judged in fp32": train_and_judge_in_fp32,
     "judged by token": train_and_judge_names,
     "over time": _time_split,
+    "newest mails": train_on_newest,
     "arm": _arm,
     "cross": _cross,
 }
