@@ -8,12 +8,12 @@ from itertools import pairwise
 
 from rich import box
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from training.decision_words import (
     ONLY_SHOWN,
-    CheckWords,
     LossSeries,
     MetricWords,
     Verdict,
@@ -65,16 +65,17 @@ def checks_table(words: Iterable[MetricWords]) -> Table:
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("must be", no_wrap=True)
     for metric in words:
-        table.add_row("", Text(metric.title, "bold"), "", "" if metric.rows else "not measured")
+        table.add_row(_mark(metric.verdict), Text(metric.title, "bold"), "", Text(metric.weight, "dim"))
         for row in metric.rows:
-            table.add_row(_mark(row), Text(row.label), Text(row.value, _COLOURS[row.verdict]), row.must_be)
+            value = Text(row.value, _COLOURS[row.verdict])
+            table.add_row(_mark(row.verdict), Padding(Text(row.label), (0, 0, 0, 2)), value, row.must_be)
     return table
 
 
 def missed_lines(decision: GateDecision) -> list[Text]:
     """Return the checks that were missed and count, a line each."""
     return [
-        Text.assemble(_mark(row), f" {row.label}: {row.value}, must be {row.must_be}")
+        Text.assemble(_mark(row.verdict), f" {row.label}: {row.value}, must be {row.must_be}")
         for row in missed_checks(decision)
     ]
 
@@ -171,8 +172,8 @@ def _centred(labels: Sequence[tuple[int, str, str]], width: int) -> Text:
     return line.append("\n")
 
 
-def _mark(row: CheckWords) -> Text:
-    return Text(row.verdict.mark, _COLOURS[row.verdict])
+def _mark(verdict: Verdict | None) -> Text:
+    return Text(verdict.mark, _COLOURS[verdict]) if verdict else Text("–", "dim")
 
 
 def _label(line: tuple[str, float]) -> str:

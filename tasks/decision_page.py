@@ -52,14 +52,18 @@ def _table(words: tuple[MetricWords, ...]) -> str:
     """Return the checks, verdict first: Prefect's older UI cuts a wide table off at its right."""
     lines = ["| | check | value | must be |", "|---|---|--:|--:|"]
     for metric in words:
-        measured = "" if metric.rows else _whole("not measured")
-        lines.append(f"| {measured} | **{_cell(metric.title)}** | | |")
+        lines.append(
+            f"| {_verdict(metric.verdict)} | **{_cell(metric.title)}** | | {_whole(metric.weight)} |"
+        )
         lines += [
-            f"| {_whole(f'{row.verdict.mark} {row.verdict}')} | {_cell(row.label)} | {row.value} "
-            f"| {_whole(row.must_be)} |"
+            f"| {_verdict(row.verdict)} | {_cell(row.label)} | {row.value} | {_whole(row.must_be)} |"
             for row in metric.rows
         ]
     return "\n".join(lines)
+
+
+def _verdict(verdict: Verdict | None) -> str:
+    return _whole(f"{verdict.mark} {verdict}") if verdict else "–"
 
 
 def _cell(text: str) -> str:

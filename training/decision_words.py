@@ -8,7 +8,7 @@ person).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -18,11 +18,13 @@ RELATION_WORDS = {">=": "at least", "<=": "at most", ">": "above"}
 METRIC_TITLES = {
     "skill": "Skill: predicts the person's own mail",
     "specificity": "Specificity: this person, not just mail",
-    "voice": "Voice: taken for the person's by a judge of authorship",
+    "voice": "Voice: a judge of authorship takes it for theirs",
     "style": "Style: has the person's habits",
     "harm": "No harm: leaks, copies, overfitting, obedience",
 }
 """In the order of the checks."""
+REQUIRED = {"skill", "harm"}
+"""Metrics that must pass; of the others, most must."""
 _MOST_DIGITS = 6
 ONLY_SHOWN = "Only shown: there is too little to measure it by, so it decides nothing."
 
@@ -55,6 +57,17 @@ class MetricWords(NamedTuple):
     metric: str
     title: str
     rows: tuple[CheckWords, ...]
+    verdict: Verdict | None
+    """Of the metric as a whole; None: not measured."""
+
+    @property
+    def weight(self) -> str:
+        """What the metric is to the decision, in the words of a table."""
+        if self.verdict is None:
+            return "not measured"
+        if self.metric in REQUIRED:
+            return "required"
+        return "no vote" if self.verdict is Verdict.SHOWN else "one vote"
 
 
 class VoiceScores(NamedTuple):
@@ -105,15 +118,25 @@ def words_of_metrics(decision: GateDecision) -> tuple[MetricWords, ...]:
     """Return the table of a decision, metric by metric; empty for one that was made without checks."""
     if not decision.checks:
         return ()
-    metrics = list(METRIC_TITLES) + [check.metric for check in decision.checks]
+    metrics = dict.fromkeys([*METRIC_TITLES, *(check.metric for check in decision.checks)])
     return tuple(
-        MetricWords(
-            metric,
-            METRIC_TITLES.get(metric, metric),
-            tuple(words_of_check(check) for check in decision.checks if check.metric == metric),
-        )
-        for metric in dict.fromkeys(metrics)
+        _words_of_metric(metric, [check for check in decision.checks if check.metric == metric])
+        for metric in metrics
     )
+
+
+def _words_of_metric(metric: str, checks: Sequence[GateCheck]) -> MetricWords:
+    rows = tuple(words_of_check(check) for check in checks)
+    deciding = {check.role for check in checks}
+    verdict: Verdict | None = None
+    if any(row.verdict is Verdict.MISSED for row in rows):
+        verdict = Verdict.MISSED
+    # A voting metric may hold a hard check (no worse than the adapter in use), which is no vote for it.
+    elif (CheckRole.HARD if metric in REQUIRED else CheckRole.VOTE) in deciding:
+        verdict = Verdict.MET
+    elif rows:
+        verdict = Verdict.SHOWN
+    return MetricWords(metric, METRIC_TITLES.get(metric, metric), rows, verdict)
 
 
 def words_of_check(check: GateCheck) -> CheckWords:

@@ -63,7 +63,7 @@ def test_a_prefect_server_that_is_away_costs_the_page_and_not_the_job(
 
 def test_show_prints_the_row_and_json_carries_every_check(judged: Job) -> None:
     shown = CliRunner().invoke(app, ["show", judged.id[:8]]).stdout
-    assert "✗  gain over the base (nat per token)" in shown
+    assert "✗    gain over the base (nat per token)" in shown
     assert "loss by step" in shown and "▼ adapter 0.62" in shown and "Rank 8 for 96 mails." in shown
     assert max(map(len, shown.splitlines())) <= 80
 

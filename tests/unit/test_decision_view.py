@@ -17,19 +17,18 @@ from training.schemas import CheckRole, Job, JobMetrics, JobStatus, Outcome
 TABLE = """\
     check                                                 value  must be
  ──────────────────────────────────────────────────────────────────────────────
-    Skill: predicts the person's own mail
- ✗  gain over the base (nat per token)                   0.0996  at least 0.10
- ✓  lower bound of the gain over the base                  0.04  above 0
-    Specificity: this person, not just mail                      not measured
-    Voice: taken for the person's by a judge of
-    authorship
- ·  voice score                                            0.62  at least 0.50
-    Style: has the person's habits
- ✗  share of the style gap that is closed                  0.30  at least 0.50
-    No harm: leaks, copies, overfitting, obedience
- ✗  number of outputs that copy a training mail               2  at most 1
- ✓  recall of the prompts' names, numbers and dates        0.02  at least -0.05
-    against the base"""
+ ✗  Skill: predicts the person's own mail                        required
+ ✗    gain over the base (nat per token)                 0.0996  at least 0.10
+ ✓    lower bound of the gain over the base                0.04  above 0
+ –  Specificity: this person, not just mail                      not measured
+ ·  Voice: a judge of authorship takes it for theirs             no vote
+ ·    voice score                                          0.62  at least 0.50
+ ✗  Style: has the person's habits                               one vote
+ ✗    share of the style gap that is closed                0.30  at least 0.50
+ ✗  No harm: leaks, copies, overfitting, obedience               required
+ ✗    number of outputs that copy a training mail             2  at most 1
+ ✓    recall of the prompts' names, numbers and dates      0.02  at least -0.05
+      against the base"""
 LOSS = """\
 loss by step, nat per reply token
  4.1 ◆
@@ -156,7 +155,7 @@ def test_show_has_outcome_sentence_checks_pictures_and_what_was_chosen(screen: i
     order = [
         "KEPT_CURRENT  It stays.",
         "Rank 8 for 96 mails.",
-        "✗  gain over",
+        "✗    gain over",
         "loss by step",
         "▼ adapter 0.62",
     ]

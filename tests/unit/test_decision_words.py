@@ -75,9 +75,30 @@ def test_missed_checks_are_those_that_count() -> None:
 
 
 def test_a_metric_without_a_check_is_there_without_rows() -> None:
-    found = {words.metric: words.rows for words in words_of_metrics(decision(check("gain", 0.5, ">=", 0.1)))}
+    found = {words.metric: words for words in words_of_metrics(decision(check("gain", 0.5, ">=", 0.1)))}
     assert list(found) == list(METRIC_TITLES)
-    assert len(found["skill"]) == 1 and found["voice"] == ()
+    assert len(found["skill"].rows) == 1
+    assert (found["voice"].rows, found["voice"].weight) == ((), "not measured")
+
+
+@pytest.mark.parametrize(
+    ("metric", "roles", "verdict", "weight"),
+    [
+        ("skill", {CheckRole.HARD: True}, Verdict.MET, "required"),
+        ("harm", {CheckRole.HARD: False}, Verdict.MISSED, "required"),
+        ("style", {CheckRole.VOTE: True, CheckRole.HARD: True}, Verdict.MET, "one vote"),
+        ("style", {CheckRole.VOTE: True, CheckRole.HARD: False}, Verdict.MISSED, "one vote"),
+        ("style", {CheckRole.HARD: True}, Verdict.SHOWN, "no vote"),
+        ("voice", {CheckRole.SHOWN: False}, Verdict.SHOWN, "no vote"),
+    ],
+)
+def test_a_metric_passes_by_the_checks_that_count_for_it(
+    metric: str, roles: dict[CheckRole, bool], verdict: Verdict, weight: str
+) -> None:
+    """No worse than the adapter in use is a condition of a voting metric, and no vote for it."""
+    checks = [check(role, 1, ">=", 0 if met else 2, metric=metric, role=role) for role, met in roles.items()]
+    (found,) = [words for words in words_of_metrics(decision(*checks)) if words.metric == metric]
+    assert (found.verdict, found.weight) == (verdict, weight)
 
 
 def test_a_decision_of_before_has_no_table() -> None:
