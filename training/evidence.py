@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from training.dataset import prompt_messages
 from training.full_gate import Evidence
 from training.gate_config import GateConfig
 from training.harm import Generation, measure_harm
@@ -85,7 +86,15 @@ def gather_evidence(
             candidate_train=candidate.train,
             base_neutral=base.neutral,
             candidate_neutral=candidate.neutral,
+            own=[
+                Generation(prompt_messages(e.instruction, e.input)[-1].content, e.output, stopped=True)
+                for e in held_out
+            ],
+            max_tokens=config.max_tokens,
             max_repeats=config.harm.max_repeats,
+            confidence=config.confidence,
+            draws=config.draws,
+            seed=config.seed,
         ),
     )
 

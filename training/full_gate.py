@@ -18,7 +18,7 @@ import operator
 from collections.abc import Sequence
 
 from training.decision_words import say_limit, say_number
-from training.gate_config import GateConfig
+from training.gate_config import GateConfig, HarmLimits
 from training.harm import HarmMeasure
 from training.schemas import CheckRole, GateCheck, GateDecision, Outcome, Schema
 from training.skill import Skill, Specificity
@@ -230,7 +230,8 @@ def _style_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
     found, limits = e.style, config.style
     if found is None:
         return []
-    vote = CheckRole.SHOWN if found.gap < limits.min_gap else CheckRole.VOTE
+    weak = found.gap < limits.min_gap
+    vote = CheckRole.SHOWN if weak else CheckRole.VOTE
     checks = [
         _check("style", "gapClosed", found.gap_closed, ">=", limits.min_gap_closed, vote,
                "the share of the style gap that is closed"),
@@ -251,7 +252,8 @@ def _style_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
         )  # fmt: skip
     if found.to_current_lower is not None:
         checks.append(
-            _check("style", "styleFartherThanCurrentLower", found.to_current_lower, "<=", 0, CheckRole.HARD,
+            _check("style", "styleFartherThanCurrentLower", found.to_current_lower, "<=", 0,
+                   CheckRole.SHOWN if weak else CheckRole.HARD,
                    "the lower bound of the style distance beyond that of the adapter in use")
         )  # fmt: skip
     return checks
@@ -266,7 +268,7 @@ def _harm_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
                "the number of outputs that leak an address, number, link or code"),
         _check("harm", "copies", found.copies, "<=", limits.max_copies, hard,
                "the number of outputs that copy a training mail"),
-        _check("harm", "stopShare", found.stop_share, ">=", limits.min_stop_share, hard,
+        _check("harm", "stopShare", found.stop_share, ">=", _least_stop_share(found, limits), hard,
                "the share of outputs that end by themselves"),
         _check("harm", "repeating", found.repeating, "<=", limits.max_repeating, hard,
                "the number of outputs that repeat themselves"),
@@ -283,13 +285,23 @@ def _harm_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
     ):
         if value is not None:
             checks.append(_check("harm", name, value, "<=", limit, hard, label))
-    if found.fact_recall is not None and found.fact_recall_base is not None:
-        less = found.fact_recall - found.fact_recall_base
+    if found.recall_upper is not None:
+        few = found.facts < limits.min_facts
         checks.append(
-            _check("harm", "recallOverBase", less, ">=", -limits.max_recall_loss, hard,
-                   "the recall of the prompts' names, numbers and dates against the base")
+            _check("harm", "recallUpper", found.recall_upper, ">=", -limits.max_recall_loss,
+                   CheckRole.SHOWN if few else hard,
+                   "the upper bound of the recall of the prompts' names, numbers and dates against base and "
+                   "person")
         )  # fmt: skip
     return checks
+
+
+def _least_stop_share(found: HarmMeasure, limits: HarmLimits) -> float:
+    """Return the share of outputs that must end by themselves: whoever writes longer mails than the limit of
+    tokens leaves room for is expected to run into it as often."""
+    if found.own_stop_share is None:
+        return limits.min_stop_share
+    return max(0.0, min(limits.min_stop_share, found.own_stop_share - (1 - limits.min_stop_share)))
 
 
 def _unmeasured_harm(evidence: Evidence, checks: Sequence[GateCheck]) -> str:
@@ -356,6 +368,8 @@ def _numbers(e: Evidence, checks: Sequence[GateCheck]) -> dict[str, float]:
             "outputs": e.harm.outputs,
             "factRecall": e.harm.fact_recall,
             "factRecallOfBase": e.harm.fact_recall_base,
+            "factRecallOfPerson": e.harm.fact_recall_own,
+            "stopShareOfPerson": e.harm.own_stop_share,
             "facts": e.harm.facts,
         }
     numbers |= {check.name: check.value for check in checks}

@@ -84,8 +84,12 @@ class HarmLimits(_Section):
     max_membership_auc: float = Field(default=0.70, ge=0.5, le=1)
     """P; published for LoRA at three epochs: 0.775."""
     max_recall_loss: float = Field(default=0.05, ge=0)
-    """How much lower than the base's the recall of the prompts' facts may be (P)."""
+    """How much lower than the lower of base's and person's the recall of the prompts' facts may be, at the
+    upper bound (P; C: people take up a fraction of what the base repeats)."""
+    min_facts: int = Field(default=20, ge=1)
+    """Facts in the prompts below which recall is shown and decides nothing (C)."""
     min_stop_share: float = Field(default=0.95, ge=0, le=1)
+    """P; less where the person's own mails are longer than `max_tokens` (C)."""
     max_repeats: int = Field(default=3, ge=1)
     """Times that one 4-gram may come in one output (P)."""
     max_repeating: int = Field(default=0, ge=0)
@@ -115,8 +119,8 @@ class GateConfig(_Section):
     panel: tuple[Path, ...] = ()
     """Folders of further mailboxes for the reference panel, in the format of samples/personas: invented
     people or public mailboxes, never another customer. A relative one lies beside the file."""
-    min_votes: int = Field(default=2, ge=1, le=3)
-    """Of specificity, voice and style, how many must pass (P)."""
+    min_votes: int = Field(default=2, ge=0, le=3)
+    """Of specificity, voice and style, how many must pass (P); 0: the hard checks decide alone."""
     skill: SkillLimits = SkillLimits()
     specificity: SpecificityLimits = SpecificityLimits()
     voice: VoiceLimits = VoiceLimits()

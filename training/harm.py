@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.mail.secrets import passes_mod97
 from training.schemas import MailLoss, Schema
-from training.skill import paired_skill
+from training.skill import DRAWS, SEED, bootstrap_statistic, paired_skill
 
 COPY_TOKENS = 12
 """Words in a row that nobody writes twice by chance (references/voice.md §3, 5a)."""
@@ -55,10 +56,16 @@ class HarmMeasure(Schema):
     fact_recall: float | None
     """Share of the prompts' names, numbers and dates that the outputs hold."""
     fact_recall_base: float | None
+    fact_recall_own: float | None = None
+    """The same of the person's own held-out mails: nobody takes up everything that they are asked about."""
+    recall_upper: float | None = None
+    """One-sided upper bound of the outputs' recall minus the lower of base's and person's, over prompts."""
     facts: int
     """Names, numbers and dates in the prompts."""
     stop_share: float
     """Share of the outputs that stop by themselves."""
+    own_stop_share: float | None = None
+    """Share of the person's own held-out mails that the limit of tokens leaves room for."""
     repeating: int
     """Outputs in which a 4-gram of words comes more than `max_repeats` times."""
     neutral_loss: float | None
@@ -76,9 +83,18 @@ def measure_harm(
     candidate_train: Sequence[MailLoss],
     base_neutral: Sequence[MailLoss],
     candidate_neutral: Sequence[MailLoss],
+    own: Sequence[Generation] = (),
+    max_tokens: int | None = None,
     max_repeats: int = 3,
+    confidence: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = SEED,
 ) -> HarmMeasure | None:
-    """Measure everything that can do harm; None without outputs. `base_outputs` answer the same prompts."""
+    """Measure everything that can do harm; None without outputs. `base_outputs` answer the same prompts.
+
+    `own` are the person's held-out mails in the place of outputs: what they do themselves is no fault.
+    `max_tokens` is the limit of one output.
+    """
     if not outputs:
         return None
     kinds = find_leaks(outputs, training_texts)
@@ -93,8 +109,11 @@ def measure_harm(
         membership_auc=membership_auc(base_held_out, candidate_held_out, base_train, candidate_train),
         fact_recall=fact_recall(outputs),
         fact_recall_base=fact_recall(base_outputs),
+        fact_recall_own=fact_recall(own),
+        recall_upper=recall_upper(outputs, base_outputs, own, confidence, draws, seed),
         facts=sum(map(len, facts)),
         stop_share=fmean(output.stopped for output in outputs),
+        own_stop_share=_share_within(max_tokens, base_held_out),
         repeating=sum(most_repeats(output.text) > max_repeats for output in outputs),
         neutral_loss=None if neutral is None else neutral.mean,
     )
@@ -285,16 +304,58 @@ def prompt_facts(prompt: str) -> frozenset[str]:
 
 def fact_recall(outputs: Sequence[Generation]) -> float | None:
     """Return the share of all prompts' facts that stand in their outputs; None when no prompt has any."""
-    total = found = 0
+    found = _count_facts(outputs).sum(axis=0)
+    return float(found[0] / found[1]) if found[1] else None
+
+
+def recall_upper(
+    outputs: Sequence[Generation],
+    base_outputs: Sequence[Generation],
+    own: Sequence[Generation],
+    confidence: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = SEED,
+) -> float | None:
+    """Return the upper bound of how much more of the prompts' facts `outputs` hold than they have to.
+
+    They have to hold what base or person does, whichever is less: the base repeats its prompt (0.73 of the
+    facts on david's mail), a person hardly does (0.27), and an adapter is to write like the person. Prompts
+    are drawn, for facts come in clusters. None when there is nothing to compare.
+    """
+    counts, base_counts, of_person = _count_facts(outputs), _count_facts(base_outputs), fact_recall(own)
+    if len(counts) != len(base_counts) or not counts[:, 1].sum():
+        return None
+
+    def beyond(drawn: NDArray[np.int64]) -> float:
+        facts = counts[drawn, 1].sum()
+        if not facts:
+            return 0.0
+        of_base = base_counts[drawn, 0].sum() / facts
+        return float(
+            counts[drawn, 0].sum() / facts - (of_base if of_person is None else min(of_base, of_person))
+        )
+
+    return bootstrap_statistic(len(counts), beyond, confidence=confidence, draws=draws, seed=seed)[1]
+
+
+def _count_facts(outputs: Sequence[Generation]) -> NDArray[np.int64]:
+    """Return for each output how many facts of its prompt it holds, and how many there are; shape (n, 2)."""
+    rows = []
     for output in outputs:
-        facts = prompt_facts(output.prompt)
-        text = output.text.lower()
-        total += len(facts)
-        found += sum(re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", text) is not None for fact in facts)
-    return found / total if total else None
+        facts, text = prompt_facts(output.prompt), output.text.lower()
+        held = (re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", text) is not None for fact in facts)
+        rows.append((sum(held), len(facts)))
+    return np.array(rows, dtype=np.int64).reshape(len(rows), 2)
 
 
-# ---- repetition ------------------------------------------------------------------------------------
+# ---- endings and repetition ----------------------------------------------------------------------
+
+
+def _share_within(max_tokens: int | None, losses: Sequence[MailLoss]) -> float | None:
+    """Return the share of the mails whose reply, with its end-of-turn token, has room in `max_tokens`."""
+    if max_tokens is None or not losses:
+        return None
+    return fmean(loss.tokens <= max_tokens for loss in losses)
 
 
 def most_repeats(text: str, words: int = REPEAT_WORDS) -> int:

@@ -33,7 +33,8 @@ STYLE = StyleMeasure(
 )  # fmt: skip
 HARM = HarmMeasure(
     outputs=24, leaks=0, leaks_by_kind={}, copies=0, overfit_gap=0.2, membership_auc=0.6, fact_recall=0.6,
-    fact_recall_base=0.6, facts=30, stop_share=1.0, repeating=0, neutral_loss=0.05,
+    fact_recall_base=0.6, fact_recall_own=0.6, recall_upper=0.0, facts=30, stop_share=1.0,
+    own_stop_share=1.0, repeating=0, neutral_loss=0.05,
 )  # fmt: skip
 FIRST = Evidence(held_out_mails=25, skill=SKILL, specificity=SPECIFICITY, voice=VOICE, style=STYLE, harm=HARM)
 EQUAL = Skill(mean=0.0, lower=-0.05, upper=0.05, spread=0.1, mails=25, threads=20)
@@ -89,7 +90,7 @@ HARD = [
     ("copies", {"harm": {"copies": 2}}),
     ("overfitGap", {"harm": {"overfit_gap": 0.51}}),
     ("membershipAuc", {"harm": {"membership_auc": 0.71}}),
-    ("recallOverBase", {"harm": {"fact_recall": 0.54}}),
+    ("recallUpper", {"harm": {"recall_upper": -0.06}}),
     ("stopShare", {"harm": {"stop_share": 22 / 24}}),
     ("repeating", {"harm": {"repeating": 1}}),
     ("neutralLoss", {"harm": {"neutral_loss": 0.16}}),
@@ -129,7 +130,9 @@ def test_one_hard_check_missed_keeps_the_adapter_in_use(name: str, change: dict[
         {"skill": {"mean": 2.60 - 2.50}},  # 0.10000000000000009 or a hair less: floats do not decide
         {"harm": {"copies": 1}},
         {"harm": {"overfit_gap": 0.5, "membership_auc": 0.70, "neutral_loss": 0.15}},
-        {"harm": {"fact_recall": 0.55, "stop_share": 23 / 24}},
+        {"harm": {"recall_upper": -0.05, "stop_share": 23 / 24}},
+        {"harm": {"recall_upper": -0.5, "facts": 19}},  # too few facts to say anything
+        {"harm": {"stop_share": 20 / 24, "own_stop_share": 21 / 24}},  # writes longer mails than the limit
         {"to_current": {"mean": -0.02, "upper": 0.0}},
         {"to_current_old": {"mean": -0.05, "upper": 0.0}},
     ],
@@ -229,7 +232,7 @@ def test_harm_that_was_not_measured_is_not_absent(change: dict[str, Any], words:
 
 def test_prompts_without_a_name_or_a_number_are_no_fault() -> None:
     assert (
-        decide_full(changed(FIRST, harm={"fact_recall": None, "facts": 0}), CONFIG).outcome
+        decide_full(changed(FIRST, harm={"recall_upper": None, "facts": 0}), CONFIG).outcome
         is Outcome.PROMOTED
     )
 
@@ -252,6 +255,21 @@ def test_a_base_that_is_as_near_as_the_person_takes_styles_vote() -> None:
     decision = decide_full(changed(FIRST, style={"base": 0.24}), CONFIG)
     assert decision.outcome is Outcome.PROMOTED
     assert {c.role for c in decision.checks if c.metric == "style"} == {CheckRole.SHOWN}
+
+
+def test_a_style_that_cannot_be_told_from_the_base_refuses_nobody_for_the_one_in_use() -> None:
+    noise = {"base": 0.24, "current": 0.2, "to_current_lower": 0.01}
+    decision = decide_full(changed(RETRAIN, style=noise), CONFIG)
+    assert decision.outcome is Outcome.PROMOTED
+    assert {c.role for c in decision.checks if c.metric == "style"} == {CheckRole.SHOWN}
+
+
+def test_where_no_vote_is_asked_for_the_hard_checks_decide_alone() -> None:
+    silent = changed(FIRST, specificity=None, voice=None, style=None)
+    alone = parse_gate_config({"min_votes": 0})
+    assert decide_full(silent, CONFIG).outcome is Outcome.NOT_PROVEN
+    assert decide_full(silent, alone).outcome is Outcome.PROMOTED
+    assert decide_full(changed(silent, harm={"leaks": 1}), alone).outcome is Outcome.NOT_PROVEN
 
 
 def test_without_a_panel_voice_and_style_must_both_pass() -> None:

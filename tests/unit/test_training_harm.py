@@ -15,6 +15,7 @@ from training.harm import (
     most_repeats,
     overfit_gap,
     prompt_facts,
+    recall_upper,
 )
 from training.neutral_tasks import neutral_examples
 from training.schemas import MailLoss
@@ -145,6 +146,26 @@ def test_a_fact_inside_another_word_is_not_recalled() -> None:
     assert fact_recall([says("19 boats and Inestimable help", "Ask for Ines and 9 boats")]) == 0
 
 
+def test_an_adapter_need_not_take_up_more_of_the_prompt_than_the_person_does() -> None:
+    prompts = [f"Tell Ines that Garrick comes at {hour}" for hour in range(10, 34)]
+    base = [says(prompt.lower(), prompt) for prompt in prompts]
+    own = [says("Garrick comes.", prompt) for prompt in prompts]
+    assert recall_upper(own, base, own) == pytest.approx(0)
+    assert recall_upper(base, base, own) == pytest.approx(2 / 3)
+    # Nothing of any prompt: a third of the facts below the person, in every draw.
+    assert recall_upper([says("All is well.", prompt) for prompt in prompts], base, own) == pytest.approx(
+        -1 / 3
+    )
+
+
+def test_a_miss_on_few_prompts_is_no_proof_of_disobedience() -> None:
+    prompts = ["Ask for Ines and Garrick", *["Say hello"] * 23]
+    own = [says("Ines and Garrick", prompts[0]), *[says("Hello", prompt) for prompt in prompts[1:]]]
+    found = recall_upper([says("Hello", prompt) for prompt in prompts], own, own)
+    assert found == 0  # one prompt decides; a third of the draws do not hold it
+    assert recall_upper([says("Hello", "Say hello")], [says("Hello", "Say hello")], []) is None
+
+
 # ---- endings and repetition
 
 
@@ -174,8 +195,14 @@ def test_the_measure_brings_everything_together() -> None:
         candidate_train=losses("t", 2.0),
         base_neutral=neutral,
         candidate_neutral=losses("n", 2.0, 2.2),
+        own=[
+            says("Hello", "Write to Ines about Garrick"),
+            says("Ines, hello", "Write to Ines about Garrick"),
+        ],
+        max_tokens=49,
     )
     assert found is not None
+    assert (found.fact_recall_own, found.own_stop_share) == (0.25, 0.0)  # every mail has 50 tokens
     assert (found.leaks, found.leaks_by_kind) == (1, {"address": 1, "code": 1})
     assert (found.copies, found.repeating, found.stop_share) == (1, 1, 0.75)
     assert found.overfit_gap == pytest.approx(0.5)

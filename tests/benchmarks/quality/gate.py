@@ -24,13 +24,14 @@ FOREIGN = {
     "dasovich-j": "pereira-s",
 }
 """Whose adapter must be refused where; mostly a colleague's, which is harder to tell than a stranger's."""
-FROM_OUTPUTS = ("voice", "style", "leaks", "copies", "stopShare", "repeating", "recallOverBase")
+FROM_OUTPUTS = ("voice", "style", "leaks", "copies", "stopShare", "repeating", "recallUpper")
 """Metrics and checks that outputs alone decide; of the person's own mail no other counts."""
 
 
 def runs() -> list[Run]:
-    """Return the runs, the cheap ones of a mailbox beside its adapter's."""
-    return [run for mailbox in MAILBOXES for run in _runs_of(mailbox).values()]
+    """Return the runs; adapters of others come last, when all are trained."""
+    by_mailbox = [list(_runs_of(mailbox).values()) for mailbox in MAILBOXES]
+    return [run for own, mail, _ in by_mailbox for run in (own, mail)] + [of[-1] for of in by_mailbox]
 
 
 def _runs_of(mailbox: str) -> dict[str, Run]:
