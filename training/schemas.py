@@ -562,7 +562,7 @@ class MailLoss(Schema):
 
 
 class ArmLosses(Schema):
-    """Losses per mail under one model (an arm: base, candidate, or the adapter in use); empty: not measured."""
+    """Losses per mail under one model (an arm: base, candidate, adapter in use); empty: not measured."""
 
     held_out: tuple[MailLoss, ...] = ()
     """The person's newest mails, which no arm was trained on."""

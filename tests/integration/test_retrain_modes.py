@@ -37,6 +37,9 @@ from training.config import load_train_config
 from training.dataset import from_jsonl, hash_id
 from training.errors import NotEnoughMail
 from training.export import sha256_of
+from training.gate_config import load_gate_config
+from training.panel import panel_members
+from training.panel_file import from_panel_jsonl, to_panel_jsonl
 from training.schemas import (
     DataReport,
     Example,
@@ -322,6 +325,23 @@ def test_start_that_is_lost_between_two_attempts_costs_the_data_set_not_the_job(
     again, _ = prepare(db, jobs.requeue_job(db, job.id))
     assert (again.incremental_from, again.last_position) == (None, position)
     assert numbers(again, DATASET) & set(range(26))
+
+
+def test_the_reference_panel_goes_into_the_job_folder_and_away_with_the_mail(
+    db: Database, anna: User, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "gate.yaml").write_text("specificity: {references: 2}\n")
+    monkeypatch.setenv("OWNVOICE_GATE", str(home / "gate.yaml"))
+    tools.settings.cache_clear()
+    write_mail(db, anna, 0, 30)
+    job, _ = prepare(db, make_job(db, anna))
+    folder = tools.job_folder(job.id)
+    assert from_panel_jsonl(folder.read_text(PANEL)) == from_panel_jsonl(
+        to_panel_jsonl(panel_members(load_gate_config(home / "gate.yaml")))
+    )
+    assert len(from_panel_jsonl(folder.read_text(PANEL))) == 2
+    forget_mail(job.id)
+    assert not folder.exists(PANEL)
 
 
 # ---- the GPU side ------------------------------------------------------------------------------------
