@@ -111,7 +111,7 @@ def measure_rows(
     """Return the base's row and one for each adapter; `folders` hold PEFT files, in the order of `people`."""
     from training.dataset import encode
     from training.evaluate import held_out_losses, saved_adapter
-    from training.gate import mean_loss
+    from training.skill import mean_loss
 
     mailboxes = [
         [encode(e, base.tokenizer, config.max_seq_tokens) for e in person.unseen.examples]

@@ -16,8 +16,9 @@ from prefect.states import Completed, State
 from tasks.cohort import train_on_gpu
 from tasks.data import prepare_data
 from tasks.hooks import on_cancellation, on_crashed
+from tasks.outputs import write_outputs
 from tasks.prove import evaluate_adapter
-from tasks.publish import activate, publish_adapter, write_samples
+from tasks.publish import activate, publish_adapter, withdraw_adapter, write_samples
 from tasks.stages import claim_job, end_cancelled, end_failed
 from tasks.webhooks import deliver_webhooks
 from training.errors import InvalidTransition, TrainingCancelled
@@ -53,10 +54,13 @@ def train_user(
     try:
         prepare_data(job.id)
         train_on_gpu(job.id)
+        write_outputs(job.id)
         decision = evaluate_adapter(job.id)
         if decision.outcome is Outcome.PROMOTED:
             publish_adapter(job.id)
             write_samples(job.id)
+        else:
+            withdraw_adapter(job.id)
         return activate(job.id, decision).to_json_dict()
     except TrainingCancelled:
         return end_cancelled(job.id)

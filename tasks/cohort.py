@@ -17,8 +17,10 @@ from store import dispatch, jobs
 from tasks.data import prepare_data
 from tasks.following import Ended, follow, job_tag, raise_what_stopped
 from tasks.job_folder import ADAPTER, CANCEL, ERROR, METRICS, PROGRESS, SPEC, JobFolder
+from tasks.measured import is_measured
+from tasks.outputs import write_outputs
 from tasks.prove import evaluate_adapter
-from tasks.publish import activate, publish_adapter, write_samples
+from tasks.publish import activate, publish_adapter, withdraw_adapter, write_samples
 from tasks.stages import ending, take_up
 from tasks.tools import database, job_folder, settings
 from training.errors import InvalidTransition, OrchestratorUnavailable
@@ -120,6 +122,9 @@ def start_training(job_ids: Sequence[str], attempt: int) -> UUID:
         folder = job_folder(job_id)
         _write_spec(entered[-1], folder)
         folder.remove(ERROR, PROGRESS, CANCEL)
+        if not is_measured(folder):
+            # Numbers of an earlier version: training goes on from its checkpoint and measures the rest.
+            folder.remove(METRICS)
     started = time.monotonic()
     while True:
         try:
@@ -169,10 +174,13 @@ def finish_job(ended: Ended) -> dict[str, Any]:
     job_id = ended.job_id
     with ending(job_id):
         raise_what_stopped(ended)
+        write_outputs(job_id)
         decision = evaluate_adapter(job_id)
         if decision.outcome is Outcome.PROMOTED:
             publish_adapter(job_id)
             write_samples(job_id)
+        else:
+            withdraw_adapter(job_id)
         activate(job_id, decision)
     return jobs.find_job(database(), job_id).to_json_dict()
 
@@ -186,7 +194,7 @@ def end_all(job_ids: Sequence[str], error: Exception) -> None:
 
 def _is_over(job_id: str) -> bool:
     """Tell whether a job needs no training: it has its adapter already, or somebody stopped it."""
-    return job_folder(job_id).exists(METRICS) or jobs.is_cancel_requested(database(), job_id)
+    return is_measured(job_folder(job_id)) or jobs.is_cancel_requested(database(), job_id)
 
 
 def _write_spec(job: Job, folder: JobFolder) -> None:

@@ -26,7 +26,7 @@ from store import dispatch, jobs
 from tasks.cohort import QUEUES, start_cohort
 from tasks.following import stop_if_training
 from tasks.progress import not_essential
-from tasks.stages import end_cancelled
+from tasks.stages import end_cancelled, take_back
 from tasks.tools import database, settings
 from training.errors import OrchestratorUnavailable, OwnvoiceError
 from training.schemas import Job
@@ -137,12 +137,15 @@ def _recover(client: SyncPrefectClient, job: Job, run: FlowRun | None) -> None:
             return
         what = "is gone" if run is None else "crashed"
         reason = f"Its flow run {job.flow_run_id} {what} at stage {stage}."
-        dispatch.requeue_vanished(database(), job.id, job.flow_run_id, reason)
+        given_up = dispatch.requeue_vanished(database(), job.id, job.flow_run_id, reason)
+        if given_up is not None and given_up.status.is_final:
+            take_back(given_up)
     elif state.type == StateType.CANCELLED or (job.cancel_requested and state.type == StateType.SCHEDULED):
         stop_if_training(job)
         end_cancelled(job.id)
     elif state.is_final():
         stop_if_training(job)
+        take_back(job)
         jobs.fail_job(
             database(),
             job.id,

@@ -11,7 +11,7 @@ from prefect.flows import Flow
 from store import dispatch, jobs
 from tasks.dispatch import announce_waiting_jobs
 from tasks.following import stop_if_training
-from tasks.stages import end_cancelled
+from tasks.stages import end_cancelled, take_back
 from tasks.tools import database
 from training.errors import UnknownJob
 from training.schemas import Job
@@ -32,7 +32,9 @@ def on_crashed(flow: Flow[..., object], flow_run: FlowRun, state: State[object])
         # The next run must not meet the old training at work in the same folder.
         stop_if_training(job)
         reason = f"The process that ran the job died at stage {job.stage or 'start'}."
-        dispatch.requeue_vanished(database(), job.id, job.flow_run_id, reason)
+        given_up = dispatch.requeue_vanished(database(), job.id, job.flow_run_id, reason)
+        if given_up is not None and given_up.status.is_final:
+            take_back(given_up)
     if lost:
         announce_waiting_jobs()
 

@@ -3,81 +3,94 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from store import jobs
-from tasks.job_folder import ADAPTER_GGUF, METRICS
-from tasks.progress import not_essential
+from tasks.decision_page import show_decision
+from tasks.job_folder import DATASET, HELD_OUT
+from tasks.measured import Measured, read_measured
+from tasks.outputs import read_outputs
 from tasks.stages import stage
-from tasks.tools import database, job_folder, settings
-from training.config import parse_train_config
-from training.gate import decide, mean_loss
-from training.schemas import GateDecision, JobMetrics, MailLoss, Stage, TrainingResult
+from tasks.tools import database, job_folder, settings, without_mail_text
+from training.dataset import from_jsonl
+from training.evidence import gather_evidence
+from training.full_gate import decide_full
+from training.gate_config import load_gate_config
+from training.panel import panel_texts
+from training.schemas import GateDecision, JobMetrics, MailLoss, Stage
+from training.skill import mean_loss
+
+CURVE_POINTS = 60
+"""Of a loss curve in the job row: as many as a small plot shows."""
+_T = TypeVar("_T")
 
 
 @task(cache_policy=NO_CACHE)
 def evaluate_adapter(job_id: str) -> GateDecision:
-    """Decide whether the adapter goes live, and record every number behind the decision."""
-    db, folder = database(), job_folder(job_id)
-    with stage(job_id, Stage.EVALUATE) as job:
-        found = folder.read_json(METRICS)
-        training = TrainingResult.model_validate(found["training"])
-        losses = {
-            arm: [MailLoss.model_validate(loss) for loss in arm_losses]
-            for arm, arm_losses in found["heldOut"].items()
-        }
-        decision = decide(
-            losses["base"], losses["adapter"], losses.get("current"), parse_train_config(job.config)
+    """Decide by losses and outputs whether the adapter goes live, and record every number behind it."""
+    folder = job_folder(job_id)
+    with without_mail_text("Judging the adapter"), stage(job_id, Stage.EVALUATE):
+        config = load_gate_config(settings().gate)
+        measured = read_measured(folder)
+        train, held_out = from_jsonl(folder.read_text(DATASET)), from_jsonl(folder.read_text(HELD_OUT))
+        evidence = gather_evidence(
+            measured.losses,
+            train,
+            held_out,
+            read_outputs(folder, config),
+            panel_texts(config, (*train, *held_out)),
+            config,
         )
-        job = jobs.record(
-            db,
-            job_id,
-            metrics=_job_metrics(training, losses, decision).model_copy(
-                update={
-                    "device_seconds": float(found["gpuSeconds"]),
-                    "load_seconds": float(found.get("loadSeconds", 0)),
-                }
-            ),
-            adapter_size=folder.size_of(ADAPTER_GGUF),
-            adapter_digest=str(found["adapterDigest"]),
-            adapter_path=f"{folder.url}/{ADAPTER_GGUF}",
-            # What the device spent on this job; a cohort's jobs share one run, not one bill.
-            actual_cost=round(float(found["gpuSeconds"]) / 3600 * settings().hourly_price, 6),
-            eta_seconds=None,
-        )
-        with not_essential("The decision"):
-            create_markdown_artifact(
-                key=f"decision-{job_id}",
-                markdown=f"**{decision.outcome}.** {decision.reason}\n\n| | |\n|---|---:|\n"
-                + "\n".join(f"| {name} | {value:.4f} |" for name, value in decision.numbers.items())
-                + f"\n\nCost: ${job.actual_cost or 0:.4f} (estimated ${job.estimated_cost or 0:.4f}).",
-                description="Does the adapter go live?",
-            )
-    jobs.add_event(db, job_id, decision.reason)
+        decision = decide_full(evidence, config)
+        job = jobs.record(database(), job_id, metrics=_job_metrics(measured, decision))
+        show_decision(job, decision)
+    jobs.add_event(database(), job_id, decision.reason)
     get_run_logger().info("%s: %s", decision.outcome, decision.reason)
     return decision
 
 
-def _job_metrics(
-    training: TrainingResult, losses: dict[str, list[MailLoss]], decision: GateDecision
-) -> JobMetrics:
-    current = mean_loss(losses.get("current", []))
+def _job_metrics(measured: Measured, decision: GateDecision) -> JobMetrics:
+    training, losses = measured.training, measured.losses
+    current = _mean(losses.current.held_out) if losses.current else None
     return JobMetrics(
-        held_out_nll_base=round(mean_loss(losses["base"]), 4),
-        held_out_nll_adapter=round(mean_loss(losses["adapter"]), 4),
-        held_out_nll_current=None if math.isnan(current) else round(current, 4),
-        held_out_emails=len(losses["adapter"]),
-        held_out_tokens=sum(loss.tokens for loss in losses["adapter"]),
+        held_out_nll_base=_mean(losses.base.held_out),
+        held_out_nll_adapter=_mean(losses.candidate.held_out),
+        held_out_nll_current=current,
+        held_out_emails=len(losses.candidate.held_out),
+        held_out_tokens=sum(loss.tokens for loss in losses.candidate.held_out),
         train_tokens=training.train_tokens,
         train_tokens_per_second=round(training.train_tokens_per_second, 1),
         train_seconds=round(training.train_seconds, 2),
+        device_seconds=measured.device_seconds,
+        load_seconds=measured.load_seconds,
         steps=training.steps,
         epochs=training.epochs,
         final_train_loss=round(training.final_train_loss, 4),
         peak_memory_bytes=training.peak_memory_bytes,
         device=training.device,
         gate=decision.reason,
+        decision=decision,
+        loss_curve=_rounded(thinned(training.loss_curve, CURVE_POINTS)),
+        validation_curve=_rounded(thinned(training.validation_curve, CURVE_POINTS)),
     )
+
+
+def thinned(points: Sequence[_T], most: int) -> tuple[_T, ...]:
+    """Return at most `most` of the points, evenly apart, the first and the last among them."""
+    if len(points) <= most:
+        return tuple(points)
+    return tuple(points[round(place * (len(points) - 1) / (most - 1))] for place in range(most))
+
+
+def _rounded(points: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    # NaN is no JSON, and PostgreSQL refuses it.
+    return tuple((step, round(loss, 4)) for step, loss in points if math.isfinite(loss))
+
+
+def _mean(losses: Iterable[MailLoss]) -> float | None:
+    mean = mean_loss(losses)
+    return round(mean, 4) if math.isfinite(mean) else None

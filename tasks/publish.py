@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -12,7 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from serving.adapter_file import file_digest
-from serving.base import adapter_name
+from serving.base import Serving, adapter_name
 from store import jobs
 from tasks.job_folder import ADAPTER_GGUF, RECIPE, SAMPLES
 from tasks.progress import not_essential, show_progress
@@ -51,27 +52,61 @@ SERVING_DELAYS = retry_delays(settings().serving_wait_s)
 def publish_adapter(job_id: str) -> Published:
     """Publish under the exact version tag, verify, compare prompts, warm up; nothing is active yet.
 
+    The engine has held it since it was judged: what is placed again here is proven again.
     Raises ServingUnavailable (after the retries), ServingError, AdapterRefused, NoConsent.
     """
-    db, folder = database(), job_folder(job_id)
     with stage(job_id, Stage.PUBLISH) as job:
         require_consent(job.user_id)
-        name = adapter_name(job.user_id, job.version)
-        template = ChatTemplate.model_validate(folder.read_json(RECIPE)["chatTemplate"])
-        with (
-            serving(job.base_model, expected_prompt=template.render_for_server) as engine,
-            folder.workspace() as workspace,
-        ):
-            _require_judged(workspace / ADAPTER_GGUF, job)
-            engine.base_ready()
-            with changing_models():
-                published = engine.publish(workspace / ADAPTER_GGUF, name)
-            # Recorded before the proof, so that a cancel or a failure from here on knows what to take back.
-            jobs.record(db, job_id, model_name=name)
-            engine.verify(name, published.digest)
-    jobs.add_event(db, job_id, f"Published and verified {name} on {published.engine}")
-    get_run_logger().info("published %s on %s", name, published.engine)
+        with serving_for(job) as engine:
+            published = place_adapter(job, engine)
+    jobs.add_event(database(), job_id, f"Published and verified {published.name} on {published.engine}")
+    get_run_logger().info("published %s on %s", published.name, published.engine)
     return published
+
+
+@contextmanager
+def serving_for(job: Job) -> Iterator[Serving]:
+    """Open the engine for a trained job; it compares its prompts with those that the job was trained on."""
+    template = ChatTemplate.model_validate(job_folder(job.id).read_json(RECIPE)["chatTemplate"])
+    with serving(job.base_model, expected_prompt=template.render_for_server) as engine:
+        yield engine
+
+
+def place_adapter(job: Job, engine: Serving) -> Published:
+    """Put the job's adapter into the engine under its exact name and prove it; what is there already is fine.
+
+    Raises AdapterRefused when the file is not the one that the job's digest names, or the engine refuses it.
+    """
+    name = adapter_name(job.user_id, job.version)
+    with job_folder(job.id).workspace() as workspace:
+        _require_trained(workspace / ADAPTER_GGUF, job)
+        # Recorded first, so that a cancel or a failure from here on knows what to take back.
+        jobs.record(database(), job.id, model_name=name)
+        engine.base_ready()
+        with changing_models():
+            published = engine.publish(workspace / ADAPTER_GGUF, name)
+    engine.verify(name, published.digest)
+    return published
+
+
+@task(
+    retries=len(SERVING_DELAYS),
+    retry_delay_seconds=SERVING_DELAYS,
+    retry_condition_fn=serving_is_away,
+    cache_policy=NO_CACHE,
+)
+def withdraw_adapter(job_id: str) -> None:
+    """Take an adapter that the gate refused out of the engine again: nobody is ever served by it.
+
+    Raises ServingUnavailable (after the retries), ServingError.
+    """
+    job = jobs.find_job(database(), job_id)
+    if job.model_name is None:
+        return
+    with serving(job.base_model) as engine, changing_models():
+        engine.remove(job.model_name)
+    jobs.record(database(), job_id, model_name=None)
+    get_run_logger().info("withdrew %s", job.model_name)
 
 
 @task(
@@ -141,12 +176,12 @@ def activate(job_id: str, decision: GateDecision) -> Job:
     return ended
 
 
-def _require_judged(adapter: Path, job: Job) -> None:
+def _require_trained(adapter: Path, job: Job) -> None:
     """Raise AdapterRefused unless the file is the one that was measured: storage is not trusted for that."""
     found = file_digest(adapter)
     if found != job.adapter_digest:
         raise AdapterRefused(
-            f"The adapter of job {job.id} is not the one that was judged ({found[:19]}…, not "
+            f"The adapter of job {job.id} is not the one that was trained ({found[:19]}…, not "
             f"{str(job.adapter_digest)[:19]}…): its file was damaged or replaced. Train again."
         )
 

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
 from store import dispatch, jobs, users
-from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, HELD_OUT, OLD_HELD_OUT, PANEL, PROGRESS
+from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, HELD_OUT, OLD_HELD_OUT, OUTPUTS, PANEL, PROGRESS
 from tasks.progress import show_progress
 from tasks.tools import changing_models, database, job_folder, serving, settings
 from training.base_models import find_base_model
@@ -87,7 +87,10 @@ def require_consent(user_id: str) -> None:
 
 @contextmanager
 def stage(job_id: str, entered: Stage) -> Iterator[Job]:
-    """Enter a stage in the job row, time it, and refuse to start it for a cancelled job."""
+    """Enter a stage in the job row, time it, and refuse to start it for a cancelled job.
+
+    What several tasks or attempts spend in one stage adds up.
+    """
     db = database()
     stop_if_cancelled(job_id)
     job = jobs.enter_stage(db, job_id, entered)
@@ -97,7 +100,8 @@ def stage(job_id: str, entered: Stage) -> Iterator[Job]:
         yield job
     finally:
         with suppress(OwnvoiceError):
-            jobs.record(db, job_id, timings={entered.value: round(time.monotonic() - started, 2)})
+            seconds = job.timings.get(entered.value, 0) + time.monotonic() - started
+            jobs.record(db, job_id, timings={entered.value: round(seconds, 2)})
 
 
 def stop_if_cancelled(job_id: str) -> None:
@@ -136,7 +140,13 @@ def end_cancelled(job_id: str) -> State[None]:
 
 
 def end_failed(job_id: str, error: Exception) -> None:
-    """Write the failure into the row: a code and a sentence. The job folder stays for `retry`."""
+    """Write the failure into the row: a code and a sentence. The job folder stays for `retry`.
+
+    What was put into the engine to be judged is taken out again: a retry puts it back in a second.
+    """
+    job = jobs.find_job(database(), job_id)
+    if not job.status.is_final:  # a job that completed is served by it
+        take_back(job)
     code = error.code if isinstance(error, OwnvoiceError) else "INTERNAL"
     jobs.fail_job(database(), job_id, code, _sentence(error))
 
@@ -148,12 +158,16 @@ def _sentence(error: Exception) -> str:
 
 
 def take_back(job: Job) -> None:
-    """Remove the serving name of a job that must not serve; a dead server is noted in the event stream."""
+    """Remove the serving name of a job that must not serve; a dead server is noted in the event stream.
+
+    The row keeps a name that could not be removed: erasing the person finds it there.
+    """
     if job.model_name is None:
         return
     try:
         with serving(job.base_model) as engine, changing_models(TAKE_BACK_S):
             engine.remove(job.model_name)
+        jobs.record(database(), job.id, model_name=None)
     except OwnvoiceError as exc:
         jobs.add_event(
             database(),
@@ -165,4 +179,4 @@ def take_back(job: Job) -> None:
 
 def forget_mail(job_id: str) -> None:
     """Delete what holds mail text, once the job no longer needs it; adapter, report and numbers stay."""
-    job_folder(job_id).remove(DATASET, HELD_OUT, OLD_HELD_OUT, PANEL, CHECKPOINT, PROGRESS)
+    job_folder(job_id).remove(DATASET, HELD_OUT, OLD_HELD_OUT, OUTPUTS, PANEL, CHECKPOINT, PROGRESS)

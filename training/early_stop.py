@@ -11,10 +11,10 @@ import torch
 from training.dataset import EncodedExample
 from training.evaluate import held_out_losses
 from training.flat_parameters import FlatParameters
-from training.gate import mean_loss
 from training.loaded_base import LoadedBase
 from training.plan import plan_epoch
 from training.schemas import MailLoss
+from training.skill import mean_loss
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,7 +8,7 @@ single mails would count one piece of evidence several times. (references/voice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,15 @@ def measure_specificity(
         references=len(others),
         mails=len(common),
     )
+
+
+def mean_loss(losses: Iterable[MailLoss]) -> float:
+    """Return the mean over all reply tokens (not over mails), nat per token; NaN without tokens."""
+    total = tokens = 0.0
+    for loss in losses:
+        total += loss.nll * loss.tokens
+        tokens += loss.tokens
+    return total / tokens if tokens else float("nan")
 
 
 def thread_bootstrap(

@@ -178,7 +178,7 @@ def test_absent_serving_engine_fails_the_job_and_keeps_its_adapter(
     unserved: Moment, ollama_port: int
 ) -> None:
     job = unserved.job
-    assert (job["status"], job["errorCode"], job["stage"]) == ("FAILED", "SERVING_UNAVAILABLE", "publish")
+    assert (job["status"], job["errorCode"], job["stage"]) == ("FAILED", "SERVING_UNAVAILABLE", "evaluate")
     assert f"127.0.0.1:{ollama_port}" in job["errorMessage"]
     assert {"adapter", "adapter.gguf", "metrics.json", "run.json"} <= unserved.files
     assert unserved.ai_model is None
@@ -191,7 +191,7 @@ def test_retry_publishes_the_kept_adapter_without_training_again(unserved: Momen
     assert published.training_runs == unserved.training_runs and published.training_runs
     assert job["timings"]["train"] == unserved.job["timings"]["train"]
     assert job["adapterDigest"] == unserved.job["adapterDigest"]
-    assert not {"dataset.jsonl", "held_out.jsonl", "checkpoint"} & published.files
+    assert not {"dataset.jsonl", "held_out.jsonl", "outputs.json", "checkpoint"} & published.files
 
 
 def test_write_answers_through_the_engine_that_the_settings_name(

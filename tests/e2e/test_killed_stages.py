@@ -74,4 +74,5 @@ def test_job_goes_on_by_itself_when_its_process_is_killed(
         row = connection.execute('SELECT "aiModel" FROM "User" WHERE "id" = %s', (job["userId"],)).fetchone()
     assert row == (job["modelName"],)
     left = {path.name for path in running.folder(job_id).iterdir()}
-    assert "adapter.gguf" in left and not left & {"dataset.jsonl", "held_out.jsonl", "checkpoint"}
+    mail = {"dataset.jsonl", "held_out.jsonl", "outputs.json", "checkpoint"}
+    assert "adapter.gguf" in left and not left & mail

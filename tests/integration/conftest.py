@@ -17,6 +17,7 @@ from store import embedded
 from store.database import Database, migrate, open_database
 from tasks import tools
 from tests.prefect_server import OWN_VARIABLES, PrefectServer, prefect_server, used_by_flows
+from training.settings import PROJECT_ROOT
 
 _numbers = itertools.count(1)
 
@@ -82,11 +83,12 @@ def prefect(shared_prefect_server: PrefectServer) -> Iterator[PrefectServer]:
 
 @pytest.fixture
 def home(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Settings of a machine of its own: fresh database, folder storage, the embedded engine."""
+    """Settings of a machine of its own: fresh database, folder storage, the embedded engine, a lax gate."""
     for name in [name for name in os.environ if name.startswith("OWNVOICE_") or name in OWN_VARIABLES]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OWNVOICE_HOME", str(tmp_path))
     monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("OWNVOICE_GATE", str(PROJECT_ROOT / "tests" / "gate.yaml"))
     tools.settings.cache_clear()
     tools.database.cache_clear()
     yield tmp_path

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
+from prefect.client.orchestration import get_client
 
 from serving.adapter_file import file_digest
 from serving.llamacpp import LlamaCppServing
@@ -25,19 +26,33 @@ from tasks.job_folder import (
     ERROR,
     HELD_OUT,
     METRICS,
+    OUTPUTS,
     RECIPE,
     REPORT,
     SPEC,
     JobFolder,
 )
+from tasks.measured import is_measured, read_measured
 from tests.adapters import smollm2_gguf, write_adapter
 from tests.ollama_server import OllamaServer
 from training.config import load_train_config
 from training.dataset import ChatTemplate, to_jsonl
-from training.errors import AdapterRefused, JobAlreadyActive, NoConsent, NotEnoughMail, OwnvoiceError
+from training.errors import (
+    AdapterRefused,
+    ContextExceeded,
+    JobAlreadyActive,
+    NoConsent,
+    NotEnoughMail,
+    OwnvoiceError,
+    ServingUnavailable,
+    StorageError,
+)
 from training.schemas import (
+    ArmLosses,
+    ChatMessage,
     DataReport,
     Example,
+    Generated,
     GenerateOptions,
     Job,
     JobSpec,
@@ -80,11 +95,36 @@ def waiting_job(db: Database, user: User, config: str = "cpu-smoke") -> Job:
     )
 
 
-def losses(nll: float, count: int = 6) -> list[dict[str, Any]]:
+def losses(which: str, nll: float, count: int = 6) -> tuple[MailLoss, ...]:
+    return tuple(
+        MailLoss(example_id=f"{which}{n}", thread_id=f"{which}{n}", nll=nll, tokens=50) for n in range(count)
+    )
+
+
+def arm(nll: float) -> ArmLosses:
+    return ArmLosses(
+        held_out=losses("h", nll),
+        train=losses("t", nll),
+        neutral=losses("n", 2.0),
+        personas=losses("p", 3.0),
+    )
+
+
+def mails(which: str, count: int) -> list[Example]:
     return [
-        MailLoss(example_id=f"m{n}", thread_id=f"t{n}", nll=nll, tokens=50).to_json_dict()
+        Example(
+            id=f"{which}{n}",
+            thread_id=f"{which}{n}",
+            instruction=f"Write an email about: plank {n}",
+            output=f"right then. plank {n} is dry and goes in on friday. {SECRET_WORD}",
+        )
         for n in range(count)
     ]
+
+
+def write_mail(folder: JobFolder, *, held_out: int = 6) -> None:
+    folder.write_text(DATASET, to_jsonl(mails("t", 12)))
+    folder.write_text(HELD_OUT, to_jsonl(mails("h", held_out)))
 
 
 @functools.cache
@@ -105,17 +145,21 @@ def trained(db: Database, anna: User, adapter: Path) -> Job:
     """A waiting job whose training is done: all that the GPU side leaves, with a small adapter of ours."""
     job = waiting_job(db, anna)
     folder = tools.job_folder(job.id)
-    folder.write_text(
-        DATASET, to_jsonl([Example(id="m1", thread_id="t1", instruction="w", output=SECRET_WORD)])
-    )
-    folder.write_text(
-        HELD_OUT, to_jsonl([Example(id="m2", thread_id="t2", instruction="w", output=SECRET_WORD)])
-    )
+    write_mail(folder)
     report = DataReport(sent=120, usable=110, train=90, held_out=20, eligible=True, reason="Enough.")
     folder.write_json(REPORT, report.to_json_dict())
     folder.write_json(RECIPE, {"chatTemplate": chat_template().to_json_dict()})
     shutil.copy(adapter, file_in(folder, ADAPTER_GGUF))
     write_metrics(job, base=WORSE, adapter=BETTER)
+    return job
+
+
+def retrained(db: Database, user: User, first: Job) -> Job:
+    """Return the next waiting job of a person, trained as the first one that is over."""
+    job = waiting_job(db, user)
+    folder = tools.job_folder(job.id)
+    shutil.copytree(tools.job_folder(first.id).path, folder.path)
+    write_mail(folder)
     return job
 
 
@@ -142,7 +186,11 @@ def write_metrics(job: Job, **held_out: float) -> None:
         "gpuSeconds": 12.0,
         "training": training.to_json_dict(),
         "adapterDigest": file_digest(file_in(folder, ADAPTER_GGUF)),
-        "heldOut": {arm: losses(nll) for arm, nll in held_out.items()},
+        "losses": MeasuredLosses(
+            base=arm(held_out["base"]),
+            candidate=arm(held_out["adapter"]),
+            current=arm(held_out["current"]) if "current" in held_out else None,
+        ).to_json_dict(),
     }
     folder.write_json(METRICS, numbers)
 
@@ -186,7 +234,7 @@ def test_adapter_that_is_no_better_than_the_base_is_not_published(
     assert run_flow(trained).is_completed()
     job = jobs.find_job(db, trained.id)
     assert (job.status, job.outcome) == (JobStatus.COMPLETED, Outcome.NOT_PROVEN)
-    assert "3.00 → 4.00" in job.metrics.gate
+    assert "the gain over the base (nat per token) is -1 and must be at least 0" in job.metrics.gate
     assert active_model(db, anna) is None and served(home) == [] and job.model_name is None
     folder = tools.job_folder(job.id)
     assert not folder.exists(DATASET) and not folder.exists(HELD_OUT) and folder.exists(METRICS)
@@ -196,15 +244,228 @@ def test_adapter_that_is_worse_than_the_current_one_leaves_that_in_use(
     trained: Job, db: Database, anna: User, adapter: Path
 ) -> None:
     run_flow(trained)
-    second = waiting_job(db, anna)
-    shutil.copytree(tools.job_folder(trained.id).path, tools.job_folder(second.id).path)
-    for name in (DATASET, HELD_OUT):
-        tools.job_folder(second.id).write_text(name, "")
+    second = retrained(db, anna, trained)
     write_metrics(second, base=5.0, adapter=WORSE, current=BETTER)
     assert run_flow(second).is_completed()
     job = jobs.find_job(db, second.id)
     assert (job.version, job.outcome) == (2, Outcome.KEPT_CURRENT)
     assert active_model(db, anna) == f"emailai-{anna.id}:v1"
+
+
+# ---- what the arms write -----------------------------------------------------------------------------
+
+
+class Questions:
+    """What the engine is asked while the arms answer; `then` acts before each answer."""
+
+    def __init__(self) -> None:
+        self.answered: list[tuple[str | None, str, int | None]] = []
+        self.then: Callable[[], object] = lambda: None
+        self.says: str | None = None
+        """Instead of what the engine would write."""
+
+    def of(self, name: str | None) -> list[tuple[str, int | None]]:
+        return [(prompt, seed) for asked, prompt, seed in self.answered if asked == name]
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> Questions:
+    found, generate = Questions(), LlamaCppServing.generate
+
+    def spied(
+        self: LlamaCppServing, name: str | None, messages: list[ChatMessage], options: GenerateOptions
+    ) -> Generated:
+        if "plank" not in messages[-1].content:  # a warm-up or a sample
+            return generate(self, name, messages, options)
+        found.then()
+        answer = generate(self, name, messages, options)
+        found.answered.append((name, messages[-1].content, options.seed))
+        return answer if found.says is None else Generated(text=found.says, stopped=True)
+
+    monkeypatch.setattr(LlamaCppServing, "generate", spied)
+    return found
+
+
+def test_arms_answer_the_same_prompts_with_the_same_seeds_and_the_base_the_judges_too(
+    trained: Job, anna: User, questions: Questions
+) -> None:
+    assert run_flow(trained).is_completed()
+    candidate = questions.of(f"emailai-{anna.id}:v1")
+    assert candidate == [("Write an email about: plank 1", 17), ("Write an email about: plank 4", 18)]
+    assert questions.of(None) == [
+        *candidate,
+        ("Write an email about: plank 3", 17),
+        ("Write an email about: plank 9", 18),
+    ]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_adapter_in_use_answers_too_and_the_row_says_when_it_cannot(
+    trained: Job, db: Database, anna: User, home: Path, questions: Questions, there: bool
+) -> None:
+    run_flow(trained)
+    in_use = f"emailai-{anna.id}:v1"
+    second = retrained(db, anna, trained)
+    write_metrics(second, base=5.0, adapter=WORSE, current=BETTER)
+    questions.answered.clear()
+    if not there:
+        LlamaCppServing(smollm2_gguf(), home / "adapters").remove(in_use)
+    assert run_flow(second).is_completed()
+    assert len(questions.of(in_use)) == (2 if there else 0)
+    warned = [event for event in jobs.events(db, second.id) if "cannot be asked" in event.message]
+    assert len(warned) == (0 if there else 1)
+    decision = jobs.find_job(db, second.id).metrics.decision
+    assert decision is not None and ("styleOfCurrent" in decision.numbers) is there
+
+
+def test_what_the_gate_saw_stands_in_the_row(trained: Job, db: Database) -> None:
+    run_flow(trained)
+    job = jobs.find_job(db, trained.id)
+    metrics = job.metrics
+    assert metrics.decision is not None and metrics.gate == metrics.decision.reason
+    assert {check.metric for check in metrics.decision.checks} >= {"skill", "style", "harm"}
+    assert (metrics.held_out_nll_base, metrics.held_out_nll_adapter) == (WORSE, BETTER)
+    assert metrics.loss_curve == ((1, 4.0), (6, 3.1))
+    assert job.timings["evaluate"] > 0.5, "the answers are part of the stage"
+
+
+def test_refused_adapter_was_asked_and_leaves_nothing_in_the_engine(
+    trained: Job, db: Database, anna: User, home: Path, questions: Questions
+) -> None:
+    write_metrics(trained, base=BETTER, adapter=WORSE)
+    assert run_flow(trained).is_completed()
+    assert len(questions.of(f"emailai-{anna.id}:v1")) == 2
+    assert served(home) == [] and jobs.find_job(db, trained.id).model_name is None
+    assert not tools.job_folder(trained.id).exists(OUTPUTS)
+
+
+def at(count: int, questions: Questions, act: Callable[[], object]) -> Callable[[], None]:
+    """Return what acts before the answer that follows `count` others."""
+
+    def then() -> None:
+        if len(questions.answered) == count:
+            act()
+
+    return then
+
+
+def fail_with(error: Exception) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def test_crash_between_two_answers_costs_none_that_was_given(
+    trained: Job, db: Database, home: Path, questions: Questions
+) -> None:
+    questions.then = at(5, questions, fail_with(OSError(SECRET_WORD)))
+    assert run_flow(trained).is_failed()
+    failed = jobs.find_job(db, trained.id)
+    assert (failed.status, failed.stage) == (JobStatus.FAILED, Stage.EVALUATE)
+    assert SECRET_WORD not in str(failed.error_message)
+    assert 85 < failed.progress < 90
+    assert served(home) == [] and failed.model_name is None
+
+    questions.then = lambda: None
+    assert run_flow(jobs.requeue_job(db, failed.id)).is_completed()
+    assert jobs.find_job(db, failed.id).outcome is Outcome.PROMOTED
+    assert len(questions.answered) == len(set(questions.answered)) == 6
+
+
+def test_answers_of_another_adapter_are_not_gone_on_from(
+    trained: Job, db: Database, questions: Questions
+) -> None:
+    questions.then = at(5, questions, fail_with(OSError()))
+    run_flow(trained)
+    questions.then = lambda: None
+    write_adapter(file_in(tools.job_folder(trained.id), ADAPTER_GGUF), seed=99)
+    write_metrics(trained, base=WORSE, adapter=BETTER)
+    assert run_flow(jobs.requeue_job(db, trained.id)).is_completed()
+    assert len(questions.answered) == 5 + 2, "the base's four answers hold, the one of the adapter does not"
+
+
+@pytest.mark.usefixtures("hurried")
+def test_engine_that_goes_away_between_two_answers_is_asked_for_the_rest(
+    trained: Job, db: Database, questions: Questions
+) -> None:
+    away = iter((False, False, True, False, True))
+    error = ServingUnavailable("The engine is away. Try again.")
+    questions.then = lambda: fail_with(error)() if next(away, False) else None
+    assert run_flow(trained).is_completed()
+    assert jobs.find_job(db, trained.id).outcome is Outcome.PROMOTED
+    assert len(questions.answered) == len(set(questions.answered)) == 6
+
+
+def test_cancel_between_two_answers_leaves_nothing(
+    trained: Job, db: Database, home: Path, questions: Questions
+) -> None:
+    served_then: list[list[str]] = []
+
+    def cancel() -> None:
+        served_then.append(served(home))
+        jobs.request_cancel(db, trained.id)
+
+    questions.then = at(4, questions, cancel)
+    assert run_flow(trained).is_cancelled()
+    job = jobs.find_job(db, trained.id)
+    assert served_then != [[]] and len(questions.answered) == 5
+    assert (job.status, job.model_name) == (JobStatus.CANCELLED, None)
+    assert served(home) == [] and not Path(tools.job_folder(job.id).path).exists()
+
+
+def test_prompt_that_the_context_cannot_hold_counts_for_no_arm(
+    trained: Job, db: Database, questions: Questions
+) -> None:
+    asked = iter(range(100))
+    error = ContextExceeded("The prompt has 3000 tokens; the context holds 2048.")
+    questions.then = lambda: fail_with(error)() if next(asked) == 4 else None
+    assert run_flow(trained).is_completed()
+    decision = jobs.find_job(db, trained.id).metrics.decision
+    assert decision is not None and decision.numbers["outputs"] == 1
+    told = [e.message for e in jobs.events(db, trained.id) if "left out" in e.message]
+    assert told == ["1 of 6 answers do not fit into the engine's context; their prompts are left out"]
+
+
+def test_fifteen_held_out_mails_prove_nothing(
+    trained: Job, db: Database, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = tmp_path / "gate.yaml"
+    strict.write_text("outputs: 2\njudge_outputs: 2\nmax_tokens: 16\ndraws: 200\n")
+    monkeypatch.setenv("OWNVOICE_GATE", str(strict))
+    tools.settings.cache_clear()
+    write_mail(tools.job_folder(trained.id), held_out=15)
+    assert run_flow(trained).is_completed()
+    job = jobs.find_job(db, trained.id)
+    assert job.outcome is Outcome.NOT_PROVEN
+    assert "15 held-out mails are too few to judge an adapter by; 20 are needed" in job.metrics.gate
+    assert served(home) == []
+
+
+def test_nothing_that_the_arms_wrote_is_in_prefect_or_in_the_job(
+    trained: Job, db: Database, questions: Questions
+) -> None:
+    questions.says = "the quagga ate seven planks"
+    assert run_flow(trained).is_completed() and len(questions.answered) == 6
+    job = jobs.find_job(db, trained.id)
+    rows = [job.to_json_dict(), *(event.to_json_dict() for event in jobs.events(db, job.id))]
+    assert "quagga" not in json.dumps(rows, default=str)
+    with get_client(sync_client=True) as client:
+        for path in ("logs/filter", "artifacts/filter", "task_runs/filter", "flow_runs/filter"):
+            kept = client.request("POST", f"/{path}", json={"limit": 200})  # type: ignore[arg-type]
+            assert kept.json() and "quagga" not in kept.text, path
+    files = [path for path in Path(tools.job_folder(job.id).path).rglob("*") if path.is_file()]
+    assert files and not any(b"quagga" in path.read_bytes() for path in files)
+
+
+def test_numbers_of_an_earlier_version_are_measured_again_and_never_judged_by(trained: Job) -> None:
+    folder = tools.job_folder(trained.id)
+    assert is_measured(folder)
+    old = {name: value for name, value in folder.read_json(METRICS).items() if name != "losses"}
+    folder.write_json(METRICS, old | {"heldOut": {"base": [], "adapter": []}})
+    assert not is_measured(folder)
+    with pytest.raises(StorageError, match=f"ownvoice retry {trained.id}"):
+        read_measured(folder)
 
 
 # ---- refused and failed ------------------------------------------------------------------------------
@@ -229,7 +490,7 @@ def test_adapter_file_that_is_not_what_was_judged_is_refused_and_the_user_keeps_
     state = run_flow(trained)
     job = jobs.find_job(db, trained.id)
     assert state.is_failed()
-    assert (job.status, job.error_code, job.stage) == (JobStatus.FAILED, AdapterRefused.code, Stage.PUBLISH)
+    assert (job.status, job.error_code, job.stage) == (JobStatus.FAILED, AdapterRefused.code, Stage.EVALUATE)
     assert users.find_user(db, anna.id) == before
     assert served(home) == []
     assert tools.job_folder(job.id).exists(ADAPTER_GGUF)
@@ -264,10 +525,10 @@ def test_fault_that_nobody_foresaw_fails_the_job_by_its_type_alone(
     def explode(*_: object) -> None:
         raise KeyError(SECRET_WORD)
 
-    monkeypatch.setattr("tasks.prove.decide", explode)
+    monkeypatch.setattr("tasks.prove.decide_full", explode)
     assert run_flow(trained).is_failed()
     job = jobs.find_job(db, trained.id)
-    assert (job.status, job.error_code, job.stage) == (JobStatus.FAILED, "INTERNAL", Stage.EVALUATE)
+    assert (job.status, job.error_code, job.stage) == (JobStatus.FAILED, "FAILED", Stage.EVALUATE)
     assert "KeyError" in str(job.error_message) and SECRET_WORD not in str(job.error_message)
 
 
@@ -285,17 +546,25 @@ def test_samples_that_cannot_be_written_cost_no_verified_adapter(
 
 
 @pytest.fixture
-def ollama(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OllamaServer]:
-    """An Ollama that the flow publishes to, and two quick retries instead of a minute of growing pauses."""
-    from tasks.publish import publish_adapter, write_samples
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two quick retries instead of a minute of growing pauses."""
+    from tasks.outputs import write_outputs
+    from tasks.publish import publish_adapter, withdraw_adapter, write_samples
 
+    for task in (write_outputs, publish_adapter, withdraw_adapter, write_samples):
+        monkeypatch.setattr(task, "retries", 2)
+        monkeypatch.setattr(task, "retry_delay_seconds", [0.1, 0.1])
+
+
+@pytest.fixture
+def ollama(
+    tmp_path: Path, home: Path, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OllamaServer]:
+    """An Ollama that the flow publishes to."""
     with OllamaServer(tmp_path / "ollama") as server:
         server.preload_base("smollm2:135m", smollm2_gguf())
         monkeypatch.setenv("OLLAMA_BASE_URL", server.url)
         tools.settings.cache_clear()
-        for task in (publish_adapter, write_samples):
-            monkeypatch.setattr(task, "retries", 2)
-            monkeypatch.setattr(task, "retry_delay_seconds", [0.1, 0.1])
         yield server
 
 
@@ -317,7 +586,7 @@ def test_engine_that_stays_busy_fails_the_job_and_retry_publishes_what_was_kept(
     ollama.fail_next("/api/create", 3, 503)
     assert run_flow(trained).is_failed()
     failed = jobs.find_job(db, trained.id)
-    assert (failed.error_code, failed.stage) == ("SERVING_UNAVAILABLE", Stage.PUBLISH)
+    assert (failed.error_code, failed.stage) == ("SERVING_UNAVAILABLE", Stage.EVALUATE)
     assert tools.job_folder(failed.id).exists(ADAPTER_GGUF) and active_model(db, anna) is None
 
     assert run_flow(jobs.requeue_job(db, failed.id)).is_completed()

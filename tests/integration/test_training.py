@@ -24,12 +24,12 @@ from training.dataset import ChatTemplate, EncodedExample, encode, prompt_messag
 from training.errors import AdapterRefused, ConfigError, TrainingCancelled, TrainingDiverged
 from training.evaluate import held_out_losses, losses_of_saved_adapter
 from training.export import sha256_of
-from training.gate import decide, mean_loss
 from training.loaded_base import LoadedBase, load_base
 from training.lora import train_adapter
 from training.plan import plan_epoch, rate_factor
-from training.schemas import Example, MailLoss, Outcome, TrainingProgress, TrainingResult
+from training.schemas import Example, MailLoss, TrainingProgress, TrainingResult
 from training.settings import PROJECT_ROOT
+from training.skill import mean_loss
 from training.start_adapter import CONFIG_FILE, WEIGHTS_FILE
 
 TINY = TrainConfig(
@@ -626,8 +626,6 @@ def test_training_learns_and_beats_the_base_on_mail_it_never_saw(smollm2: Loaded
     curve = [loss for _, loss in result.loss_curve]
     assert sum(curve[-3:]) / 3 < sum(curve[:3]) / 3 - 1
     assert mean_loss(losses["adapter"]) < mean_loss(losses["base"]) - 1
-    decision = decide(losses["base"], losses["adapter"], None, REAL)
-    assert decision.outcome is Outcome.PROMOTED
 
 
 LAYERS = 3

@@ -19,11 +19,11 @@ from training.config import LoraConfig, TrainConfig
 from training.errors import TrainingCancelled, TrainingDiverged
 from training.evaluate import held_out_losses, losses_of_saved_adapter
 from training.export import sha256_of
-from training.gate import mean_loss
 from training.loaded_base import LoadedBase
 from training.lora import train_adapter
 from training.plan import split_validation
 from training.schemas import TrainingProgress, TrainingResult
+from training.skill import mean_loss
 
 STOPS = TrainConfig(
     precision="fp32",

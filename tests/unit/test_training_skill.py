@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.schemas import MailLoss
-from training.skill import bootstrap_statistic, measure_specificity, paired_skill, thread_bootstrap
+from training.skill import bootstrap_statistic, mean_loss, measure_specificity, paired_skill, thread_bootstrap
 
 
 def losses(*nlls: float, threads: str = "", tokens: int = 50) -> list[MailLoss]:
@@ -135,3 +135,8 @@ def test_without_a_panel_there_is_no_specificity() -> None:
 def test_a_statistic_of_a_set_is_drawn_over_its_members() -> None:
     values = np.array([0.0, 1.0])
     assert bootstrap_statistic(2, lambda drawn: float(values[drawn].max()), confidence=0.80) == (0.0, 1.0)
+
+
+def test_the_mean_loss_is_over_tokens_not_over_mails() -> None:
+    assert mean_loss([*losses(1.0, tokens=90), *losses(2.0, tokens=10)]) == pytest.approx(1.1)
+    assert math.isnan(mean_loss([]))

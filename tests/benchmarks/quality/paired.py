@@ -25,7 +25,7 @@ class Difference(NamedTuple):
 
 
 def mean_nll(losses: Sequence[Loss]) -> float:
-    """Return the mean over all tokens, nat per token (as training.gate.mean_loss); NaN without tokens."""
+    """Return the mean over all tokens, nat per token (as training.skill.mean_loss); NaN without tokens."""
     tokens = sum(count for _, count in losses)
     return sum(nll * count for nll, count in losses) / tokens if tokens else float("nan")
 
