@@ -22,6 +22,8 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 NOT_IN_RECIPE = {"name", "checkpoint_every_s", "checkpoint_every_steps", "auto", "chosen"}
 """Fields of a preset that do not change what an adapter becomes; of what was chosen, the numbers do."""
+RETIRED = {"promote_below"}
+"""Fields of earlier versions that rows of jobs still hold: the gate's thresholds have their own file now."""
 AUTO = "auto"
 AutoField = Literal[
     "epochs", "learning_rate", "validation_fraction", "lora.rank", "lora.alpha", "lora.dropout"
@@ -174,8 +176,6 @@ class TrainConfig(_Config):
     """Steps that a crash may lose; whichever limit comes first counts."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many optimiser steps (smoke tests)."""
-    promote_below: float = Field(default=0.0, ge=0)
-    """Nat per token by which the adapter must beat the base on held-out mail."""
     auto: tuple[AutoField, ...] = ()
     """Fields still to be chosen from the mail."""
     chosen: Choice | None = None
@@ -220,12 +220,12 @@ def load_train_config(name_or_path: str, overrides: dict[str, Any] | None = None
         raise ConfigError(
             f"There is no training preset {_short(name_or_path)}. Choose one of: {known}."
         ) from exc
-    return parse_train_config(_merge({"name": path.stem, **data}, overrides or {}), source=path.name)
+    return parse_settings(TrainConfig, _merge({"name": path.stem, **data}, overrides or {}), path.name)
 
 
 def parse_train_config(data: dict[str, Any], *, source: str = "the training configuration") -> TrainConfig:
-    """Validate a preset that is already a mapping. Raises ConfigError."""
-    return parse_settings(TrainConfig, data, source)
+    """Validate a preset that is already a mapping, as rows of jobs hold it. Raises ConfigError."""
+    return parse_settings(TrainConfig, {k: v for k, v in data.items() if k not in RETIRED}, source)
 
 
 def read_settings(path: Path, *, like: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from training.base_models import BaseModel
-from training.config import NOT_IN_RECIPE, TrainConfig
+from training.config import NOT_IN_RECIPE, RETIRED, TrainConfig
 from training.schemas import Estimate, Example, Job, MeasuredRun
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -23,7 +23,7 @@ TEMPLATE_TOKENS = 36
 FIXED_SECONDS = 25.0
 """First guess: imports, base load, held-out losses and export (measured on 2 CPU cores)."""
 NEWEST_RUNS = 5
-_SAME_VOICE = NOT_IN_RECIPE | {"base_model", "data", "mode", "seed", "promote_below"}
+_SAME_VOICE = NOT_IN_RECIPE | RETIRED | {"base_model", "data", "mode", "seed"}
 """Fields of a preset that change neither the speed of training nor when it ends."""
 
 

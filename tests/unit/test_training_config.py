@@ -172,6 +172,14 @@ def test_a_preset_survives_the_job_row() -> None:
     assert parse_train_config(preset.model_dump(mode="json")) == preset
 
 
+def test_a_field_that_is_gone_stays_readable_in_job_rows_and_is_refused_in_presets(tmp_path: Path) -> None:
+    preset = load_train_config("default")
+    assert parse_train_config(preset.model_dump(mode="json") | {"promote_below": 0.0}) == preset
+    (tmp_path / "mine.yaml").write_text("promote_below: 0.1\n")
+    with pytest.raises(ConfigError, match="promote_below"):
+        load_train_config(str(tmp_path / "mine.yaml"))
+
+
 def test_auto_is_listed_and_leaves_the_default_number(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("epochs: auto\nlora:\n  dropout: auto\n  rank: 8\n")
     preset = load_train_config(str(tmp_path / "mine.yaml"))
