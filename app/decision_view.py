@@ -95,7 +95,8 @@ def loss_plot(series: LossSeries, width: int) -> Text:
     def column(step: float) -> int:
         return round(step / last * (columns - 1))
 
-    for whose, nll in series.held_out:
+    # The adapter's own line last: of lines in one row it is the one to see.
+    for whose, nll in sorted(series.held_out, key=lambda line: line[0] == "adapter"):
         grid[row(nll)] = [_LINES[whose]] * columns
     for step, loss in _every_column(series.training, last / columns):
         grid[row(loss)][column(step)] = _TRAINING
@@ -147,11 +148,13 @@ def _every_column(points: Sequence[tuple[int, float]], step: float) -> Iterator[
 
 
 def _beside(lines: Sequence[tuple[int, tuple[str, float]]]) -> dict[int, tuple[str, float]]:
-    """Return which line is named in which row: its own, or the nearest free one when two lie together."""
+    """Return which line is named in which row: its own, or one below where two lie together."""
     named: dict[int, tuple[str, float]] = {}
-    for row, line in sorted(lines):
-        free = [at for at in range(LOSS_ROWS) if at not in named]
-        named[min(free, key=lambda at: (abs(at - row), -at))] = line
+    highest_first = sorted(lines, key=lambda placed: -placed[1][1])
+    free = 0
+    for below, (row, line) in zip(range(len(lines) - 1, -1, -1), highest_first, strict=True):
+        at = min(max(row, free), LOSS_ROWS - 1 - below)
+        named[at], free = line, at + 1
     return named
 
 

@@ -116,6 +116,13 @@ def test_every_score_is_marked_and_named_within_the_ruler(score: float) -> None:
     assert f"{score:.2f}" in below and below.index("▲") == above.index("▼")
 
 
+def test_losses_in_one_row_are_named_from_the_highest_down() -> None:
+    series = loss_series(metrics(held_out_nll_base=3.21, held_out_nll_adapter=3.2, held_out_nll_current=3.19))
+    assert series is not None
+    lines = [line for line in printed(loss_plot(series, 60)).split("\n") if " 3." in line[5:]]
+    assert [line.split()[-2:] for line in lines] == [["base", "3.21"], ["adapter", "3.20"], ["use", "3.19"]]
+
+
 def test_a_curve_that_is_one_point_is_drawn() -> None:
     series = LossSeries(training=((3, 2.0),), validation=(), held_out=())
     assert printed(loss_plot(series, 60)).count("•") == 2  # the point and the legend
