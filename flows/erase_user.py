@@ -16,6 +16,7 @@ from tasks.erase import (
     begin_erasure,
     finish_receipt,
     remove_adapters,
+    remove_instructions,
     remove_job_folders,
     remove_prefect_records,
     remove_rows,
@@ -35,6 +36,7 @@ def erase_user(user_id: str, keep_mail: bool = False) -> dict[str, Any]:
     stop_jobs(user_id)
     remove_adapters(user_id, receipt)
     remove_job_folders(user_id, receipt)
+    remove_instructions(user_id, receipt)
     remove_prefect_records(user_id, receipt)
     remove_rows(user_id, receipt, keep_mail)
     return finish_receipt(receipt).to_json_dict()

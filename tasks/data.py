@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from store import jobs
 from store.rates import measured_runs
 from tasks.job_folder import DATASET, HELD_OUT, OLD_HELD_OUT, OLD_SET, PANEL, REPORT
+from tasks.playback import give_instructions
 from tasks.progress import not_essential
 from tasks.stages import require_consent, stage
 from tasks.tools import database, job_folder, settings, without_mail_text
@@ -61,6 +62,7 @@ def prepare_data(job_id: str) -> DataReport:
         prepared = prepare(
             found.mails, config.data, sent=found.sent, drafted=found.drafted, retrain=found.retrain
         )
+        prepared = give_instructions(job, config, prepared)
         chosen = choose(config, prepared.train)
         report = with_estimate(prepared, chosen, job)
         _record(job_id, report, characters_of(prepared.train, config))
@@ -145,7 +147,7 @@ def data_report_markdown(report: DataReport) -> str:
     """Return the report as a Markdown table: counts by reason, never text."""
     rows = [f"| kept: usable | {report.usable} |"]
     rows += [f"| dropped: {reason.label} | {count} |" for reason, count in report.dropped.items()]
-    said = "\n\n".join(filter(None, (report.reason, report.chosen)))
+    said = "\n\n".join(filter(None, (report.reason, report.instructions, report.chosen)))
     estimate = report.estimate
     took = (
         f"\n\nEstimate: {estimate.seconds:.0f} s, {estimate.tokens} tokens, ${estimate.cost:.2f}; "

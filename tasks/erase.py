@@ -17,6 +17,7 @@ from store import jobs, users
 from store.erase import erase_rows
 from store.users import is_address
 from tasks import receipts
+from tasks.answer_cache import remove_answers
 from tasks.following import stop_if_training
 from tasks.job_folder import JobFolder
 from tasks.prefect_records import cancel_run, is_alive, remove_records
@@ -34,6 +35,7 @@ from training.errors import (
 from training.schemas import EraseItem, EraseReceipt, EraseResult, Job, JobStatus
 
 FOLDER = "job folder"
+ANSWERS = "instructions"
 MOST_JOBS = 10_000
 POLL_S = 0.5
 GRACE_S = 20.0
@@ -104,6 +106,27 @@ def remove_job_folders(user_id: str, receipt: str) -> None:
     items = [_remove_folder(job, storage) for job in _jobs_of(user_id) for storage in _storages_of(job)]
     _note(receipt, items)
     get_run_logger().info("%d job folders", len(items))
+
+
+@task(cache_policy=NO_CACHE)
+def remove_instructions(user_id: str, receipt: str) -> None:
+    """Delete what the base answered about the person's mails, wherever their jobs kept it.
+
+    After the jobs have ended: one that is at work would write it again. Raises StorageError.
+    """
+    storages = dict.fromkeys(
+        [settings().storage, *(s for job in _jobs_of(user_id) for s in _storages_of(job))]
+    )
+    for storage in storages:
+        was_there = remove_answers(storage, user_id)
+        item = EraseItem(
+            kind=ANSWERS,
+            name="of training mail",
+            where=_where(storage),
+            result=EraseResult.REMOVED if was_there else EraseResult.ABSENT,
+            verified="1 file deleted, 0 left" if was_there else "no such file",
+        )
+        _note(receipt, [item])
 
 
 @task(cache_policy=NO_CACHE)
@@ -212,7 +235,11 @@ def _remove_folder(job: Job, storage: str) -> EraseItem:
     return EraseItem(
         kind=FOLDER,
         name=job.id,
-        where="storage" if storage == settings().storage else "earlier storage",
+        where=_where(storage),
         result=EraseResult.REMOVED if files else EraseResult.ABSENT,
         verified=f"{files} files deleted, {folder.files()} left" if files else "no such folder",
     )
+
+
+def _where(storage: str) -> str:
+    return "storage" if storage == settings().storage else "earlier storage"

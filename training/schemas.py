@@ -162,6 +162,8 @@ class DataReport(Schema):
     """One sentence a person understands; says what is missing when not eligible."""
     chosen: str = ""
     """The hyper-parameters that are chosen for this mailbox, and why, in one sentence."""
+    instructions: str = ""
+    """How instructions come about that are not subject lines (training/playback.py): counts."""
     estimate: Estimate | None = None
 
 

@@ -16,6 +16,7 @@ from store import dispatch, jobs, users
 from store.database import Database
 from store.erase import count_rows, erase_rows
 from tasks import tools
+from tasks.answer_cache import AnswerCache, open_answers
 from tasks.job_folder import JobFolder
 from tests.adapters import smollm2_gguf, write_adapter
 from tests.ollama_server import OllamaServer
@@ -31,11 +32,18 @@ from tests.voices import (
     upload_to_ollama,
 )
 from training.errors import ConfigError, JobAlreadyActive, ServingUnavailable, StorageError
-from training.schemas import EraseReceipt, EraseResult, Job, JobStatus, Stage, User
+from training.schemas import EraseReceipt, EraseResult, Generated, Job, JobStatus, Stage, User
 
 pytestmark = pytest.mark.usefixtures("prefect")
 ADDRESS = "ann@example.net"
-STEPS = ("stop_jobs", "remove_adapters", "remove_job_folders", "remove_prefect_records", "remove_rows")
+STEPS = (
+    "stop_jobs",
+    "remove_adapters",
+    "remove_job_folders",
+    "remove_instructions",
+    "remove_prefect_records",
+    "remove_rows",
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,8 @@ def give_voice(db: Database, home: Path, ollama: OllamaServer, user_id: str, ada
     promoted = promote(db, user, job, "ollama")
     failed = new_job(db, user)
     jobs.fail_job(db, failed.id, "X", "x")
+    with open_answers(tools.settings().storage, user_id) as answers:
+        answers.keep("k", Generated(text="Write an email to ask for the lighthouse keys.", stopped=True))
     return Voice(user, promoted, failed, digest)
 
 
@@ -123,6 +133,7 @@ def state_of(voice: Voice, db: Database, home: Path, ollama: OllamaServer) -> di
         "ollama": [n for n in ollama_names(ollama.url) if n.startswith(prefix)],
         "blob": ollama_holds(ollama.url, voice.digest),
         "job folder": tools.job_folder(voice.promoted.id).files(),
+        "instructions": len(AnswerCache(tools.settings().storage, voice.user.id)),
         "events": len(jobs.events(db, voice.promoted.id)),
     }
 
@@ -137,7 +148,15 @@ def _count(db: Database, table: str) -> int:
     return int(row[0])
 
 
-NOTHING = {"rows": (0, 0, 0, 0), "folder": [], "ollama": [], "blob": False, "job folder": 0, "events": 0}
+NOTHING = {
+    "rows": (0, 0, 0, 0),
+    "folder": [],
+    "ollama": [],
+    "blob": False,
+    "job folder": 0,
+    "instructions": 0,
+    "events": 0,
+}
 
 
 # ---- everything, and nothing else --------------------------------------------------------------------
@@ -155,6 +174,7 @@ def test_erasure_removes_a_person_everywhere_and_says_how_that_was_seen(
         "adapter emailai-ann:v1 ollama",
         f"blob {ann.digest} ollama",
         f"job folder {ann.promoted.id} storage",
+        "instructions of training mail storage",
         'rows "FineTuningJob" database',
         'rows "EmailMessage" database',
         'rows "User" database',
