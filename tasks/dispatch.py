@@ -145,14 +145,15 @@ def _recover(client: SyncPrefectClient, job: Job, run: FlowRun | None) -> None:
         end_cancelled(job.id)
     elif state.is_final():
         stop_if_training(job)
-        take_back(job)
-        jobs.fail_job(
+        failed = jobs.fail_job(
             database(),
             job.id,
             "FLOW_VANISHED",
             f"Its flow run ended as {state.name} at stage {stage} without telling how the job ended. "
             f"Run `ownvoice retry {job.id}`: it goes on from the last finished stage.",
         )
+        if failed:  # else it has ended meanwhile, and may be served
+            take_back(job)
 
 
 def _read_runs(client: SyncPrefectClient, run_ids: Sequence[str]) -> dict[str, FlowRun]:

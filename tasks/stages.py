@@ -144,11 +144,9 @@ def end_failed(job_id: str, error: Exception) -> None:
 
     What was put into the engine to be judged is taken out again: a retry puts it back in a second.
     """
-    job = jobs.find_job(database(), job_id)
-    if not job.status.is_final:  # a job that completed is served by it
-        take_back(job)
     code = error.code if isinstance(error, OwnvoiceError) else "INTERNAL"
-    jobs.fail_job(database(), job_id, code, _sentence(error))
+    if jobs.fail_job(database(), job_id, code, _sentence(error)):  # else it has ended, and may be served
+        take_back(jobs.find_job(database(), job_id))
 
 
 def _sentence(error: Exception) -> str:

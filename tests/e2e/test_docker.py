@@ -24,7 +24,7 @@ import yaml
 from store import embedded
 from store.database import open_database
 from tests.e2e.docker_engine import Engine, NoEngine, build_image, docker_engine, make_base_image
-from tests.e2e.stack import MERRIN, SAMPLE, TRAIN_S, YARD, CommandLine, wait_for
+from tests.e2e.stack import LAX_GATE, MERRIN, SAMPLE, TRAIN_S, YARD, CommandLine, wait_for
 from tests.e2e.tcp_bridge import tcp_bridge
 from training.settings import PROJECT_ROOT
 
@@ -36,6 +36,7 @@ KEY = "palombia-internal-key"
 UID = 1000
 SECRET_FILE = "/etc/ownvoice/flow-runs.env"
 """Where the pool's template expects the secrets on the host of a CPU worker."""
+GATE = "/run/secrets/gate.yaml"
 SOCKET = "/var/run/docker.sock"
 
 
@@ -185,7 +186,9 @@ def _run_job(engine: Engine, image: str, home: Path, database_url: str) -> Conta
     port = _free_port()
     api_url = f"http://127.0.0.1:{port}/api"
     secrets = home / "flow-runs.env"
-    secrets.write_text(f"DATABASE_URL={database_url}\nINTERNAL_API_KEY={KEY}\nOWNVOICE_SERVING=llamacpp\n")
+    secrets.write_text(
+        f"DATABASE_URL={database_url}\nINTERNAL_API_KEY={KEY}\nOWNVOICE_SERVING=llamacpp\nOWNVOICE_GATE={GATE}\n"
+    )
     secrets.chmod(0o400)
     shutil.chown(secrets, UID, UID)
     mounted = (
@@ -254,6 +257,8 @@ def _fit_pools_to_this_machine(api_url: str, secrets: Path) -> None:
         variables = template["variables"]["properties"]
         volumes = variables["volumes"]["default"]
         variables["volumes"]["default"] = [item.replace(SECRET_FILE, str(secrets)) for item in volumes]
+        if pool == "cpu":  # the images hold the real gate alone, and a few steps teach too little for it
+            variables["volumes"]["default"].append(f"{LAX_GATE}:{GATE}:ro")
         variables["image_pull_policy"]["default"] = "Never"
         variables["auto_remove"]["default"] = False  # so that they can be looked at afterwards
         variables["container_create_kwargs"]["default"] = None  # no GPU here

@@ -532,6 +532,16 @@ def test_fault_that_nobody_foresaw_fails_the_job_by_its_type_alone(
     assert "KeyError" in str(job.error_message) and SECRET_WORD not in str(job.error_message)
 
 
+def test_fault_after_the_adapter_was_activated_takes_it_from_nobody(
+    trained: Job, db: Database, anna: User, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.publish.forget_mail", lambda job_id: fail_with(OSError())())
+    assert run_flow(trained).is_failed()
+    job = jobs.find_job(db, trained.id)
+    assert job.status is JobStatus.COMPLETED
+    assert served(home) == [job.model_name] == [active_model(db, anna)]
+
+
 def test_samples_that_cannot_be_written_cost_no_verified_adapter(
     trained: Job, db: Database, anna: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
