@@ -146,7 +146,7 @@ def _train(folder: JobFolder, started: float) -> None:
                 candidate=workspace / ADAPTER,
                 current=current,
                 references=references,
-                before_each_batch=report.stop_if_cancelled,
+                before_each_batch=report.still_measuring,
                 on_unreadable=_warn_unreadable,
             )
         report.phase("export")
@@ -287,7 +287,10 @@ class _Reporter:
             self._stop = self._stop or is_stopped(self.folder)
         return self._stop
 
-    def stop_if_cancelled(self) -> None:
+    def still_measuring(self) -> None:
+        """Let the follower see that the measuring goes on and what it costs; raises TrainingCancelled."""
+        if time.monotonic() - self._written >= PROGRESS_EVERY_S:
+            self.phase(self.last.phase)
         if self.cancelled():
             raise TrainingCancelled(f"Job {self.folder.job_id} was cancelled while it was measured.")
 

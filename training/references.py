@@ -21,7 +21,7 @@ from training import lora
 from training.checkpoint import fingerprint
 from training.config import TrainConfig, load_train_config
 from training.dataset import EncodedExample, encode
-from training.errors import NotEnoughMemory, TrainingDiverged
+from training.errors import NotEnoughMemory, StorageError, TrainingDiverged
 from training.export import sha256_of
 from training.loaded_base import LoadedBase
 from training.panel_file import PanelMember
@@ -52,7 +52,8 @@ def reference_adapters(
     of the adapter in work. A persona whose training diverges or does not fit into memory is left out:
     `on_left_out(name, reason)`. Several processes may do this at once.
 
-    Raises TrainingCancelled when `should_stop` says so; what was finished by then stays in the cache.
+    Raises TrainingCancelled when `should_stop` says so; what was finished by then stays in the cache. Raises
+    StorageError when the cache cannot be written.
     """
     config = config or reference_config(base)
     digest = _digest_of_base(base)
@@ -84,7 +85,13 @@ def reference_adapters(
 
         reason = _why_none(folder) if examples else "it has no training mail"
         if not reason:
-            reason = _train(base, config, examples, folder, report, should_stop)
+            try:
+                reason = _train(base, config, examples, folder, report, should_stop)
+            except OSError as exc:
+                raise StorageError(
+                    f"The reference adapters cannot be written into the cache ({exc.strerror}). Give its "
+                    "folder (cache in OWNVOICE_HOME) free space and leave to write, then retry the job."
+                ) from exc
         if not reason:
             found[persona.name] = folder
         elif on_left_out is not None:

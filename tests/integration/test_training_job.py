@@ -145,6 +145,30 @@ def test_a_cancel_while_the_panel_is_trained_ends_the_job(
     assert not list((home / "cache" / "panel").glob("*/*"))
 
 
+def test_a_cancel_while_the_adapter_is_measured_ends_the_job(
+    storage: str, phases: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "PROGRESS_EVERY_S", 0.0)
+    folder = put_job(storage, "measured")
+    real = train._Reporter.still_measuring
+
+    def cancelled(report: Any) -> None:
+        if phases.count(("held_out", 0, 0)) == 3:
+            folder.write_text(CANCEL, "")
+        real(report)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train._Reporter, "still_measuring", cancelled)
+        result = train_job("measured", storage)
+    assert (result.ok, result.error_code) == (False, "CANCELLED") and not folder.exists(METRICS)
+    # Once as it began, then with every batch: a follower that hears nothing would give the training up.
+    assert phases.count(("held_out", 0, 0)) == 4
+    folder.remove(CANCEL)
+    assert train_job("measured", storage).ok
+    resumed = folder.read_json(METRICS)["training"]
+    assert (resumed["resumedFromStep"], resumed["steps"]) == (2, 2), "nothing is trained again"
+
+
 def test_a_job_without_a_panel_file_is_trained_all_the_same(storage: str) -> None:
     # Its data set was prepared by a version that knew no panel.
     folder = put_job(storage, "older")

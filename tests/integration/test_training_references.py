@@ -14,7 +14,7 @@ import torch
 from tests.bases import persona_mails, tiny_base, tiny_base_model
 from training import lora, references
 from training.config import LoraConfig, TrainConfig
-from training.errors import NotEnoughMemory, TrainingCancelled, TrainingDiverged
+from training.errors import NotEnoughMemory, StorageError, TrainingCancelled, TrainingDiverged
 from training.evaluate import saved_adapter
 from training.loaded_base import LoadedBase
 from training.panel_file import PanelMember
@@ -257,6 +257,12 @@ def test_a_real_divergence_leaves_the_base_as_it_was(base: LoadedBase, cache: Pa
         weight.copy_(before)
     assert found == {} and "nan" in reasons[0]
     assert not hasattr(base.model, "peft_config")
+
+
+def test_a_cache_that_cannot_be_written_is_named_as_the_reason(base: LoadedBase, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match=r"cache \(Not a directory\)"):
+        make(base, cache, KIT)
 
 
 def test_a_persona_without_mail_is_left_out(base: LoadedBase, cache: Path) -> None:
