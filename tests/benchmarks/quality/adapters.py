@@ -35,27 +35,25 @@ from tests.benchmarks.quality.measure import (
     train,
 )
 from training.base_models import find_base_model
+from training.choose import choose
 from training.config import NOT_IN_RECIPE, TrainConfig, load_train_config
 from training.dataset import encode, prompt_messages, to_jsonl
 from training.errors import ConfigError
-from training.evidence import chosen_prompts
 from training.export import export_gguf
-from training.panel import PERSONAS, read_persona
-from training.plan import plan_epoch, split_validation
+from training.measure import TRAIN_SAMPLE, spread_evenly
+from training.panel_file import PanelMember
+from training.plan import plan_epochs, trained_on
+from training.references import reference_adapters
 from training.schemas import Example, Generated, GenerateOptions, MailLoss
 
 OURS: dict[str, Any] = {"preset": "default"}
-"""What the gate's own part trains: the shipped default."""
-TRAINED_SAMPLE = 60
-"""Mails of the training part on which losses are measured (the even sample of a job)."""
-PERSONA = "persona "
+"""The shipped default, with what it chooses from the mail."""
 
 
 @dataclass(frozen=True)
 class Mails:
-    """A mailbox, or a persona of the panel, split as training splits it."""
+    """A mailbox, split as training splits it."""
 
-    name: str
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
 
@@ -65,19 +63,10 @@ class Mails:
 
 
 @lru_cache(maxsize=16)
-def read_mails(name: str) -> Mails:
-    """Return a real mailbox by name, or a persona ("persona kit"), prepared with the default settings."""
-    config = load_train_config("default")
-    if name.startswith(PERSONA):
-        persona = read_persona(PERSONAS / f"{name.removeprefix(PERSONA)}.jsonl", config.data)
-        return Mails(name, persona.train, persona.held_out)
-    prepared = prepare_mailbox(name, config)
-    return Mails(name, prepared.train, prepared.held_out)
-
-
-def personas(count: int) -> list[str]:
-    """Return the names of the first `count` members of the shipped panel."""
-    return [f"{PERSONA}{path.stem}" for path in sorted(PERSONAS.glob("*.jsonl"))[:count]]
+def read_mails(mailbox: str) -> Mails:
+    """Return a real mailbox by name, prepared with the default settings."""
+    prepared = prepare_mailbox(mailbox, load_train_config("default"))
+    return Mails(prepared.train, prepared.held_out)
 
 
 # ---- adapters --------------------------------------------------------------------------------------
@@ -86,20 +75,20 @@ def personas(count: int) -> list[str]:
 def trained(mailbox: str, recipe: dict[str, Any], work: Path) -> Path:
     """Return the folder of an adapter, trained first when it is not there.
 
-    `recipe` is {"preset": name, ...}: `overrides` of the preset; `mails_per_step` and `warmup_steps` where a
-    recipe counts in those; or {"trainer": "trl"} for TRL's and PEFT's own defaults.
+    `recipe` has a `preset` and `overrides` of it; `mails_per_step` and `warmup_steps` where a recipe counts
+    in those; `trainer: trl` for TRL's and PEFT's own defaults.
 
     Raises TrainingDiverged; the next call tries again.
     """
-    mails, config = read_mails(mailbox), config_of(recipe)
-    trainer = recipe.get("trainer", "ours")
+    mails = read_mails(mailbox)
+    config, trainer = choose(config_of(recipe), mails.train).config, recipe.get("trainer", "ours")
     base = loaded_base(config, work)
     examples = encode_all(mails.train, config, base)
     if "mails_per_step" in recipe:
         mean_tokens = sum(len(e.input_ids) for e in examples) / len(examples)
         config = config.model_copy(update={"batch_tokens": round(recipe["mails_per_step"] * mean_tokens)})
     if "warmup_steps" in recipe:
-        steps = config.epochs * len(plan_epoch(examples, config.batch_tokens, config.seed))
+        steps = sum(map(len, plan_epochs(examples, config)))
         config = config.model_copy(update={"warmup_fraction": recipe["warmup_steps"] / steps})
     chosen = config.model_dump(mode="json", exclude=NOT_IN_RECIPE)
     folder = work / "adapters" / digest(BASE_MODEL, trainer, chosen, to_jsonl(mails.train))
@@ -128,16 +117,22 @@ def read_course(folder: Path) -> dict[str, Any]:
     return found
 
 
+def references(panel: Sequence[PanelMember], work: Path) -> dict[str, Path]:
+    """Return the adapters of the reference panel, as a job has them."""
+    return reference_adapters(loaded_base(load_train_config("default"), work), panel, work / "cache")
+
+
 # ---- losses ----------------------------------------------------------------------------------------
 
 
 def trained_sample(mailbox: str, folder: Path, work: Path) -> tuple[Example, ...]:
-    """Return an even sample of the mails that the adapter in `folder` was really trained on."""
-    config = TrainConfig.model_validate(read_course(folder)["config"])
+    """Return the sample of mails that the adapter in `folder` was really trained on, as a job takes it."""
+    found = read_course(folder)
+    config = TrainConfig.model_validate(found["config"])
     mails = read_mails(mailbox)
-    split = split_validation(encode_all(mails.train, config, loaded_base(config, work)), config)
-    used = {example.id for example in split.train}
-    return chosen_prompts([example for example in mails.train if example.id in used], TRAINED_SAMPLE)
+    examples = encode_all(mails.train, config, loaded_base(config, work))
+    used = {example.id for example in trained_on(examples, config, found["best_step"])}
+    return spread_evenly([example for example in mails.train if example.id in used], TRAIN_SAMPLE)
 
 
 def losses(folder: Path | None, examples: Sequence[Example], work: Path) -> tuple[MailLoss, ...]:
@@ -166,7 +161,8 @@ def _measure_losses(
     base = loaded_base(config, work)
     encoded = [encode(example, base.tokenizer, config.max_seq_tokens) for example in examples]
     if folder is not None:
-        return losses_of_saved_adapter(folder / "adapter", base, encoded, config.batch_tokens)
+        peft = folder / "adapter" if (folder / "adapter").is_dir() else folder
+        return losses_of_saved_adapter(peft, base, encoded, config.batch_tokens)
     model = get_peft_model(base.model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     try:
         return held_out_losses(model, base, encoded, config.batch_tokens, adapter=False)
@@ -244,7 +240,7 @@ def digest(*what: Any) -> str:
 
 
 def _arm(folder: Path | None) -> str:
-    return "base" if folder is None else folder.name
+    return "base" if folder is None else f"{folder.parent.name}/{folder.name}"
 
 
 @contextmanager

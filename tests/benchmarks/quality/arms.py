@@ -14,28 +14,30 @@ from typing import Any
 from serving.base import Serving
 from tests.benchmarks.quality.adapters import (
     OURS,
-    TRAINED_SAMPLE,
     answers,
     engine,
     losses,
-    personas,
     read_course,
     read_mails,
+    references,
     trained,
     trained_sample,
 )
 from tests.benchmarks.quality.ledger import Run
 from tests.benchmarks.quality.measure import numbers
+from training.dataset import prompt_messages
 from training.errors import TrainingDiverged
 from training.evidence import Outputs, chosen_prompts, gather_evidence
 from training.full_gate import Evidence, decide_full
 from training.gate_config import load_gate_config
 from training.harm import Generation
+from training.measure import PERSONA_SAMPLE, TRAIN_SAMPLE, spread_evenly
 from training.neutral_tasks import neutral_examples
+from training.panel import panel_members, panel_texts
+from training.panel_file import PanelMember
 from training.schemas import ArmLosses, Example, GateDecision, Generated, MeasuredLosses
 
 KIND, CROSS = "arm", "cross"
-REFERENCES = 4
 _GATE = load_gate_config()
 GENERATION: dict[str, Any] = {
     "outputs": _GATE.outputs,
@@ -83,9 +85,10 @@ def measure_arm(run: Run, work: Path) -> dict[str, Any]:
     sample = (
         trained_sample(run.mailbox, folder, work)
         if folder is not None and is_own
-        else chosen_prompts(person.train, TRAINED_SAMPLE)
+        else spread_evenly(person.train, TRAIN_SAMPLE)
     )
-    measured = _losses(folder, person.held_out, sample, work)
+    panel = panel_members(load_gate_config(), person.all)
+    measured = _losses(folder, person.held_out, sample, panel, work)
     asked = run.settings["generation"]
     prompts = chosen_prompts(person.held_out, asked["outputs"])
     with engine(work) as serving:
@@ -101,11 +104,7 @@ def measure_arm(run: Run, work: Path) -> dict[str, Any]:
         person.train,
         person.held_out,
         Outputs(base=base, candidate=candidate, base_to_training=to_training),
-        [
-            e.output
-            for name in personas(REFERENCES)
-            for e in (*read_mails(name).train, *read_mails(name).held_out)
-        ],
+        panel_texts(load_gate_config(), person.all),
         load_gate_config(),
     )
     return {
@@ -127,22 +126,27 @@ def measure_cross(run: Run, work: Path) -> dict[str, Any]:
 
 
 def _losses(
-    folder: Path | None, held_out: Sequence[Example], sample: Sequence[Example], work: Path
+    folder: Path | None,
+    held_out: Sequence[Example],
+    sample: Sequence[Example],
+    panel: Sequence[PanelMember],
+    work: Path,
 ) -> MeasuredLosses:
-    panel = [example for name in personas(REFERENCES) for example in read_mails(name).held_out]
+    elsewhere = [e for persona in panel for e in spread_evenly(persona.held_out, PERSONA_SAMPLE)]
 
     def arm(of: Path | None) -> ArmLosses:
         return ArmLosses(
             held_out=losses(of, held_out, work),
             train=losses(of, sample, work),
             neutral=losses(of, neutral_examples(), work),
-            personas=losses(of, panel, work),
+            personas=losses(of, elsewhere, work),
         )
 
+    others = references(panel, work)
     return MeasuredLosses(
         base=arm(None),
         candidate=arm(folder),
-        references={name: losses(trained(name, OURS, work), held_out, work) for name in personas(REFERENCES)},
+        references={name: losses(other, held_out, work) for name, other in others.items()},
     )
 
 
@@ -158,5 +162,5 @@ def _outputs(
 
 
 def _as_output(example: Example, answer: Generated) -> Generation:
-    prompt = f"{example.instruction}\n\n{example.input}".strip()
+    prompt = prompt_messages(example.instruction, example.input)[-1].content
     return Generation(prompt=prompt, text=answer.text, stopped=answer.stopped)

@@ -28,7 +28,8 @@ PANZA: dict[str, Any] = {
     "warmup_steps": 8,
 }
 """references/voice.md §1.1, with our trainer and our instructions: Panza's own come from data playback."""
-TRL: dict[str, Any] = {"trainer": "trl"}
+TRL: dict[str, Any] = {"trainer": "trl", "overrides": {"validation_fraction": 0}}
+"""Every mail is trained on; the other settings of the preset have no part in it."""
 RECIPES: dict[str, dict[str, Any] | None] = {
     "base": None,
     "the owner's (preset seeds)": SEEDS,
