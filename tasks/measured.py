@@ -20,6 +20,13 @@ class Measured:
     """For which the device was at work on the job."""
     load_seconds: float
     """Of them reading the base model."""
+    panel_seconds: float = 0
+    """Besides: training the reference adapters, by the first job of a base on a machine."""
+
+    @property
+    def paid_seconds(self) -> float:
+        """What the job is charged for; estimates rest on `device_seconds`, which every job has alike."""
+        return self.device_seconds + self.panel_seconds
 
 
 def is_measured(folder: JobFolder) -> bool:
@@ -44,4 +51,5 @@ def read_measured(folder: JobFolder) -> Measured:
         adapter_digest=str(found["adapterDigest"]),
         device_seconds=float(found["gpuSeconds"]),
         load_seconds=float(found.get("loadSeconds", 0)),
+        panel_seconds=float(found.get("panelSeconds", 0)),
     )

@@ -137,7 +137,7 @@ def _note_training(job: Job, folder: JobFolder) -> Job:
         adapter_digest=measured.adapter_digest,
         adapter_path=f"{folder.url}/{ADAPTER_GGUF}",
         # What the device spent on this job; a cohort's jobs share one run, not one bill.
-        actual_cost=round(measured.device_seconds / 3600 * settings().hourly_price, 6),
+        actual_cost=round(measured.paid_seconds / 3600 * settings().hourly_price, 6),
         eta_seconds=None,
     )
 
