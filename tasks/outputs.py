@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 from serving.base import Serving
 from store import jobs
@@ -184,7 +185,7 @@ def _current(job: Job, engine: Serving) -> Job | None:
 def _let_answer(
     job: Job, engine: Serving, arms: Sequence[Arm], folder: JobFolder, config: GateConfig
 ) -> None:
-    kept = _read_kept(folder)
+    kept = _what_was_answered(folder)
     # What an earlier attempt asked of an arm that is gone must not be read as this one's.
     kept = {arm.key: kept[arm.key] for arm in arms if arm.key in kept}
     done, total = 0, sum(len(arm.prompts) for arm in arms)
@@ -227,6 +228,14 @@ def _show(job_id: str, done: int, total: int) -> None:
     job = jobs.report_progress(database(), job_id, percent, data)
     if job is not None:
         show_progress(job, f"{done} of {total} answers", now=done == total)
+
+
+def _what_was_answered(folder: JobFolder) -> dict[str, Answers]:
+    """Return the answers of an earlier attempt; a torn file is asked for anew, else no retry would help."""
+    try:
+        return _read_kept(folder)
+    except (StorageError, ValidationError):  # storage that is away fails at the next write
+        return {}
 
 
 def _read_kept(folder: JobFolder) -> dict[str, Answers]:
