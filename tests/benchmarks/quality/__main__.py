@@ -38,6 +38,7 @@ MODULES = {
     "gate": "tests.benchmarks.quality.gate",
     "recipes": "tests.benchmarks.quality.recipes",
     "sizes": "tests.benchmarks.quality.sizes",
+    "playback": "tests.benchmarks.quality.playback",
 }
 """Each has TITLE, runs() -> the runs it needs, and section(ledger) -> Markdown of what is there."""
 

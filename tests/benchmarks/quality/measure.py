@@ -224,6 +224,12 @@ def _cross(run: Run, work: Path) -> dict[str, Any]:
     return measure_cross(run, work)
 
 
+def _instructions(run: Run, work: Path) -> dict[str, Any]:
+    from tests.benchmarks.quality.playback import measure_instructions
+
+    return measure_instructions(run, work)
+
+
 KINDS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
     "adapter": train_and_judge,
     "judged in fp32": train_and_judge_in_fp32,
@@ -232,4 +238,5 @@ KINDS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
     "newest mails": train_on_newest,
     "arm": _arm,
     "cross": _cross,
+    "instructions": _instructions,
 }
