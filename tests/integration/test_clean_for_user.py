@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,19 @@ def test_mail_of_somebody_else_is_not_kept(mailbox: Path) -> None:
 def test_an_unknown_user_is_named(mailbox: Path) -> None:
     error = CliRunner().invoke(app, ["clean", str(mailbox), "--user", "nobody@example.net"]).exception
     assert isinstance(error, UnknownUser)
+
+
+def test_the_command_ends_with_1_for_unreadable_input_and_2_for_wrong_use(mailbox: Path) -> None:
+    def ends(*arguments: str, given: bytes = b"") -> tuple[int, bytes]:
+        done = subprocess.run(
+            [sys.executable, "-m", "app.cli", "clean", *arguments],
+            input=given, capture_output=True, timeout=60,
+        )  # fmt: skip
+        assert b"Traceback" not in done.stderr
+        return done.returncode, done.stdout
+
+    assert ends("-") == (1, b"")
+    assert ends("-", given=b'{"body": "a"}\n' * 3)[0] == 2
+    assert ends()[0] == 2
+    code, out = ends("-", "--json")
+    assert code == 1 and json.loads(out)["error"]["code"] == "UNREADABLE_MAILBOX"

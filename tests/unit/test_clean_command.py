@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,19 +138,3 @@ def test_missing_files_and_folders_are_named(home: Path) -> None:
 
 def test_one_line_of_a_pretty_printed_object_is_not_taken_for_a_mailbox() -> None:
     assert read_message(b'{\n "body": "x"\n}\n', "x").body_text == "x"
-
-
-def test_the_command_ends_with_1_for_unreadable_input_and_2_for_wrong_use(home: Path) -> None:
-    def ends(*arguments: str, given: bytes = b"") -> tuple[int, bytes]:
-        done = subprocess.run(
-            [sys.executable, "-m", "app.cli", "clean", *arguments],
-            input=given, capture_output=True, timeout=60,
-        )  # fmt: skip
-        assert b"Traceback" not in done.stderr
-        return done.returncode, done.stdout
-
-    assert ends("-") == (1, b"")
-    assert ends("-", given=b'{"body": "a"}\n' * 3)[0] == 2
-    assert ends()[0] == 2
-    code, out = ends("-", "--json")
-    assert code == 1 and json.loads(out)["error"]["code"] == "UNREADABLE_MAILBOX"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +17,6 @@ from training.mail.secrets import redact
 from training.mail.subjects import clean_subject
 from training.schemas import DropReason, Mail
 
-MAILBOXES = Path(__file__).resolve().parents[3] / "shared" / "data" / "mailboxes"
 GMAIL = "On Tue, 3 Mar 2026 at 10:12, Bob Lee <bob@x.example> wrote:"
 TOPICS = (
     "budget", "garden", "server", "invoice", "holiday", "contract", "kitchen", "printer",
@@ -434,37 +431,6 @@ def test_progress_ends_with_all_mails_done() -> None:
     seen: list[tuple[int, int]] = []
     mailbox([own_mail(n) for n in range(7)], on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(n, 7) for n in range(1, 8)]
-
-
-# source → (usable at least, at most, EMPTY, machine-written)
-REAL = {
-    "black-t": (50, 75, 0, False),
-    "david": (155, 166, 0, False),
-    "davis-pete": (0, 10, 0, True),
-    "wh-bianchi-s": (35, 71, 121, False),
-    "pereira-s": (140, 180, 2, False),
-}
-
-
-@pytest.mark.shared_data
-@pytest.mark.parametrize("user", REAL)
-def test_real_mailboxes_keep_their_shape(user: str) -> None:
-    path = MAILBOXES / f"{user}.jsonl"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not beside the repository")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    cleaned = clean_mailbox(
-        [
-            mail(row["body"] or "", n, subject=row["subject"] or "", sender=row["from"] or "")
-            for n, row in enumerate(rows)
-        ]
-    )
-    least, most, empty, machine = REAL[user]
-    assert least <= len(cleaned.mails) <= most
-    assert cleaned.dropped.get(DropReason.EMPTY, 0) == empty
-    assert cleaned.machine_written is machine
-    marks = ("-----Original Message", "Forwarded by ", "\nTo: ", "\n> ")
-    assert not [each.id for each in cleaned.mails if any(mark in each.own_words for mark in marks)]
 
 
 def test_a_calendar_part_with_a_method_is_the_calendars_own_mail() -> None:

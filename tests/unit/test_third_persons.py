@@ -7,11 +7,9 @@ import time
 import pytest
 
 from tests.bases import tiny_tokenizer
-from tests.benchmarks.mailboxes import SHARED, Mailbox, read_sent
 from training.config import DataConfig
 from training.dataset import encode, from_jsonl, prepare, to_jsonl
 from training.errors import ConfigError
-from training.mail.clean import clean_mailbox
 from training.mail.third_persons import find_third_persons, learn_names, name_words
 from training.schemas import Example, Mail
 
@@ -206,18 +204,3 @@ def test_a_template_that_rewrites_the_reply_cannot_be_masked_and_says_so() -> No
     assert encode(example_of("Hi Bob"), tiny_tokenizer(template), 1024).masked == ()
     with pytest.raises(ConfigError, match="mask_third_persons"):
         encode(example_of("Hi Bob", "Bob"), tiny_tokenizer(template), 1024)
-
-
-# What share of the own words is left out; a look at them found 5–10 % that are no third persons (places,
-# institutions with a person's name: Washington, White House).
-@pytest.mark.shared_data
-@pytest.mark.parametrize("user", ["david", "fossum-d", "pereira-s", "wh-rice-c", "dasovich-j"])
-def test_real_mailboxes_lose_a_few_percent_of_their_targets(user: str) -> None:
-    path = SHARED / f"{user}.jsonl"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not beside the repository")
-    mails = read_sent(Mailbox(user, path))[-500:]
-    texts = [each.own_words for each in clean_mailbox(mails).mails]
-    names = learn_names(mails, texts)
-    chars = sum(end - start for text in texts for start, end in find_third_persons(text, names))
-    assert 0.004 < chars / sum(map(len, texts)) < 0.05
