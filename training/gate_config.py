@@ -69,8 +69,9 @@ class StyleLimits(_Section):
     min_length_ratio: float = Field(default=0.6, gt=0)
     max_length_ratio: float = Field(default=1.6, gt=0)
     """Median words of outputs over the person's (P)."""
-    max_class_variation: float = Field(default=0.35, ge=0, le=1)
-    """Total variation of greeting and of sign-off classes, each (P)."""
+    max_class_variation: float = Field(default=0.45, ge=0, le=1)
+    """Total variation of greeting and of sign-off classes, each (C: sampling at temperature 0.7 loses rare
+    classes, 0.35 where nothing else is wrong; the base 0.54)."""
 
 
 class HarmLimits(_Section):
@@ -81,8 +82,10 @@ class HarmLimits(_Section):
     """Outputs with 12 copied words in a row, of 24 (P)."""
     max_overfit_gap: float = Field(default=0.5, ge=0)
     """Nat per token beyond the base's own gap (P)."""
-    max_membership_auc: float = Field(default=0.70, ge=0.5, le=1)
-    """P; published for LoRA at three epochs: 0.775."""
+    max_membership_auc: float = Field(default=0.85, ge=0.5, le=1)
+    """C: 0.79 for an adapter at its lowest held-out loss, 0.62 for one that saw neither part (the held-out
+    part is newer). Published for LoRA at three epochs: 0.775; P had 0.70. A gap of `max_overfit_gap` makes
+    0.85 of a usual spread of gains (0.33 nat), so both refuse the same adapters."""
     max_recall_loss: float = Field(default=0.05, ge=0)
     """How much lower than the lower of base's and person's the recall of the prompts' facts may be, at the
     upper bound (P; C: people take up a fraction of what the base repeats)."""

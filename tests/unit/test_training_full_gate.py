@@ -89,7 +89,7 @@ HARD = [
     ("leaks", {"harm": {"leaks": 1}}),
     ("copies", {"harm": {"copies": 2}}),
     ("overfitGap", {"harm": {"overfit_gap": 0.51}}),
-    ("membershipAuc", {"harm": {"membership_auc": 0.71}}),
+    ("membershipAuc", {"harm": {"membership_auc": 0.86}}),
     ("recallUpper", {"harm": {"recall_upper": -0.06}}),
     ("stopShare", {"harm": {"stop_share": 22 / 24}}),
     ("repeating", {"harm": {"repeating": 1}}),
@@ -129,7 +129,7 @@ def test_one_hard_check_missed_keeps_the_adapter_in_use(name: str, change: dict[
         {"skill": {"mean": 0.10}},
         {"skill": {"mean": 2.60 - 2.50}},  # 0.10000000000000009 or a hair less: floats do not decide
         {"harm": {"copies": 1}},
-        {"harm": {"overfit_gap": 0.5, "membership_auc": 0.70, "neutral_loss": 0.15}},
+        {"harm": {"overfit_gap": 0.5, "membership_auc": 0.85, "neutral_loss": 0.15}},
         {"harm": {"recall_upper": -0.05, "stop_share": 23 / 24}},
         {"harm": {"recall_upper": -0.5, "facts": 19}},  # too few facts to say anything
         {"harm": {"stop_share": 20 / 24, "own_stop_share": 21 / 24}},  # writes longer mails than the limit
@@ -151,8 +151,8 @@ VOTES = [
     ("style", "gapClosed", {"candidate": 0.41, "current": None, "to_current_lower": None}),
     ("style", "lengthRatioMin", {"length_ratio": 0.59}),
     ("style", "lengthRatioMax", {"length_ratio": 1.61}),
-    ("style", "greetingVariation", {"greeting_variation": 0.36}),
-    ("style", "signOffVariation", {"sign_off_variation": 0.36}),
+    ("style", "greetingVariation", {"greeting_variation": 0.46}),
+    ("style", "signOffVariation", {"sign_off_variation": 0.46}),
 ]
 VOTES_AGAINST_CURRENT = [
     ("voice", "voiceOverCurrent", {"current": 0.626}),
