@@ -409,7 +409,7 @@ def compare(
     """Show the base, the adapter in use and the one before it side by side, with their scores."""
     session, now = Session(), datetime.now()
     person = users.find_user(session.db, user)
-    page = html or default_path(session.settings.home, person.id, now)
+    page = html or default_path(session.settings.reports, person.id, now)
     if html is not None:
         require_writable(html)
     with nullcontext(None) if as_json else terminal.count_bar("writing") as on_count:
@@ -452,7 +452,7 @@ def evaluate(
     if out is not None:
         write_markdown(found, out)
     if as_json:
-        _print_json({**found.to_json_dict(), "diagonalWins": not found.lost, "sentence": found.sentence})
+        _print_json({**found.to_json_dict(), "diagonalWins": found.verdict, "sentence": found.sentence})
     else:
         show_matrix(found, terminal.console)
         if out is not None:

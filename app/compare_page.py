@@ -35,9 +35,9 @@ footer { font-size: .85rem; margin-top: 3rem; opacity: .75; }
 """
 
 
-def default_path(home: Path, user_id: str, now: datetime) -> Path:
-    """Return where a report goes that nobody named: a folder per person, which an erasure deletes."""
-    return home / "reports" / voice_name(user_id) / f"compare-{now:%Y%m%d-%H%M%S}.html"
+def default_path(reports: Path, user_id: str, now: datetime) -> Path:
+    """Return where a report goes that nobody named: the person's folder, which an erasure deletes."""
+    return reports / voice_name(user_id) / f"compare-{now:%Y%m%d-%H%M%S}.html"
 
 
 def require_writable(path: Path) -> None:

@@ -286,7 +286,7 @@ def show_matrix(matrix: CrossMatrix, console: Console) -> None:
     console.print(table)
     for column in matrix.columns:
         console.print(Text(describe_column(column)), style="dim", soft_wrap=True)
-    style = "red" if matrix.lost else "green" if any(c.counts for c in matrix.columns) else "yellow"
+    style = {True: "green", False: "red", None: "yellow"}[matrix.verdict]
     console.print(Text(f"\n{matrix.sentence}"), style=style, soft_wrap=True)
 
 

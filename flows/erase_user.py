@@ -19,6 +19,7 @@ from tasks.erase import (
     remove_instructions,
     remove_job_folders,
     remove_prefect_records,
+    remove_reports,
     remove_rows,
     stop_jobs,
 )
@@ -37,6 +38,7 @@ def erase_user(user_id: str, keep_mail: bool = False) -> dict[str, Any]:
     remove_adapters(user_id, receipt)
     remove_job_folders(user_id, receipt)
     remove_instructions(user_id, receipt)
+    remove_reports(user_id, receipt)
     remove_prefect_records(user_id, receipt)
     remove_rows(user_id, receipt, keep_mail)
     return finish_receipt(receipt).to_json_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from serving.adapter_folder import AdapterFolder
+from serving.base import voice_name
 from serving.erasure import ADAPTER, BLOB, erase_from_folder, erase_from_ollama
 from serving.ollama import OllamaServing
 from store import jobs, users
@@ -30,12 +32,14 @@ from training.errors import (
     InvalidTransition,
     ServingError,
     ServingUnavailable,
+    StorageError,
     UnknownUser,
 )
 from training.schemas import EraseItem, EraseReceipt, EraseResult, Job, JobStatus
 
 FOLDER = "job folder"
 ANSWERS = "instructions"
+REPORTS = "reports"
 MOST_JOBS = 10_000
 POLL_S = 0.5
 GRACE_S = 20.0
@@ -127,6 +131,32 @@ def remove_instructions(user_id: str, receipt: str) -> None:
             verified="1 file deleted, 0 left" if was_there else "no such file",
         )
         _note(receipt, [item])
+
+
+@task(cache_policy=NO_CACHE)
+def remove_reports(user_id: str, receipt: str) -> None:
+    """Delete the pages of `ownvoice compare` on this machine: they hold what models wrote in their voice.
+
+    A page that was written elsewhere (`--html`) is in the hands of who asked for it. Raises StorageError.
+    """
+    folder = settings().reports / voice_name(user_id)
+    pages = sum(path.is_file() for path in folder.rglob("*"))
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as exc:
+        raise StorageError(
+            f"The reports of user {user_id} in {folder} could not be deleted ({exc.strerror}). "
+            f"Free the folder and run `ownvoice erase {user_id}` again."
+        ) from exc
+    item = EraseItem(
+        kind=REPORTS,
+        name="of ownvoice compare",
+        where="home",
+        result=EraseResult.REMOVED if pages else EraseResult.ABSENT,
+        verified=f"{pages} files deleted, folder gone" if pages else "no such file",
+    )
+    _note(receipt, [item])
 
 
 @task(cache_policy=NO_CACHE)

@@ -89,6 +89,11 @@ class CrossMatrix(Schema):
         return tuple(n for n, column in enumerate(self.columns) if column.counts and not self.wins(n))
 
     @property
+    def verdict(self) -> bool | None:
+        """Whether the diagonal wins; None when no mailbox is large enough to decide."""
+        return not self.lost if any(column.counts for column in self.columns) else None
+
+    @property
     def sentence(self) -> str:
         """The verdict for a person."""
         counting = sum(column.counts for column in self.columns)

@@ -701,10 +701,11 @@ class EraseItem(Schema):
     """One thing that was to go. Ids, names and digests only."""
 
     kind: str
-    """`adapter`, `blob`, `job folder`, `rows`, `flow runs`, `artifacts` or `events`."""
+    """`adapter`, `blob`, `job folder`, `instructions`, `reports`, `rows`, `flow runs`, `artifacts`
+    or `events`."""
     name: str
     where: str
-    """`llamacpp`, `ollama <host>`, `storage`, `database` or `prefect`."""
+    """`llamacpp`, `ollama <host>`, `storage`, `home`, `database` or `prefect`."""
     result: EraseResult
     verified: str
     """How it was seen to be gone, or why it stays."""

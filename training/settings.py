@@ -173,6 +173,11 @@ class Settings(BaseSettings):
         """Folder of the llamacpp engine's published adapters."""
         return self.home / "adapters"
 
+    @property
+    def reports(self) -> Path:
+        """Folder of the pages that `ownvoice compare` wrote; one below it per person, by `voice_name`."""
+        return self.home / "reports"
+
 
 def enter_project_root() -> dict[str, str]:
     """Make the repository root the working directory; the pull step of every deployment (prefect.yaml)."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
 
+from app.compare_page import default_path
 from serving.adapter_folder import AdapterFolder
 from store import dispatch, jobs, users
 from store.database import Database
@@ -41,6 +43,7 @@ STEPS = (
     "remove_adapters",
     "remove_job_folders",
     "remove_instructions",
+    "remove_reports",
     "remove_prefect_records",
     "remove_rows",
 )
@@ -87,6 +90,9 @@ def give_voice(db: Database, home: Path, ollama: OllamaServer, user_id: str, ada
     jobs.fail_job(db, failed.id, "X", "x")
     with open_answers(tools.settings().storage, user_id) as answers:
         answers.keep("k", Generated(text="Write an email to ask for the lighthouse keys.", stopped=True))
+    page = default_path(home / "reports", user_id, datetime(2026, 3, 1))
+    page.parent.mkdir(parents=True)
+    page.write_text("what a model wrote")
     return Voice(user, promoted, failed, digest)
 
 
@@ -134,6 +140,7 @@ def state_of(voice: Voice, db: Database, home: Path, ollama: OllamaServer) -> di
         "blob": ollama_holds(ollama.url, voice.digest),
         "job folder": tools.job_folder(voice.promoted.id).files(),
         "instructions": len(AnswerCache(tools.settings().storage, voice.user.id)),
+        "reports": len(list((home / "reports" / f"emailai-{voice.user.id}").glob("*.html"))),
         "events": len(jobs.events(db, voice.promoted.id)),
     }
 
@@ -155,6 +162,7 @@ NOTHING = {
     "blob": False,
     "job folder": 0,
     "instructions": 0,
+    "reports": 0,
     "events": 0,
 }
 
@@ -175,6 +183,7 @@ def test_erasure_removes_a_person_everywhere_and_says_how_that_was_seen(
         f"blob {ann.digest} ollama",
         f"job folder {ann.promoted.id} storage",
         "instructions of training mail storage",
+        "reports of ownvoice compare home",
         'rows "FineTuningJob" database',
         'rows "EmailMessage" database',
         'rows "User" database',

@@ -18,12 +18,15 @@ from store.mail import MailRow, insert_mail
 from tasks import tools
 from tasks.job_folder import ADAPTER, ADAPTER_GGUF, OLD_SET
 from tests.bases import tiny_base
+from tests.command_sessions import closed_sessions
 from training.config import DataConfig, LoraConfig, TrainConfig
 from training.dataset import OldSet, Prepared, encode, prepare
 from training.errors import ConfigError, NoConsent, NotEnoughMail, OwnvoiceError, StorageError, UnknownUser
 from training.panel import PERSONAS, read_mailbox
 from training.schemas import Job, Outcome, Stage, User
 
+__all__ = ["closed_sessions"]
+pytestmark = pytest.mark.usefixtures("closed_sessions")
 BASE = "smollm2-135m"
 ANNA, BORIS = "anna@example.net", "boris@example.net"
 QUICK = TrainConfig(
@@ -152,7 +155,7 @@ def test_adapters_that_were_exchanged_lose_and_the_exit_code_says_so(
     # Mailboxes under the limit are shown and decide nothing.
     monkeypatch.setattr("training.matrix.MIN_USABLE", 100)
     code, told = matrix(ANNA, BORIS)
-    assert code == 0 and told["sentence"].startswith("Nothing is decided")
+    assert code == 0 and told["diagonalWins"] is None and told["sentence"].startswith("Nothing is decided")
 
 
 def test_mail_that_arrived_since_counts_and_mail_of_known_conversations_does_not(

@@ -295,7 +295,7 @@ def test_the_page_shows_every_answer_the_scores_and_what_was_cut() -> None:
 
 
 def test_the_page_is_readable_by_its_owner_alone_even_where_another_file_was(tmp_path: Path) -> None:
-    named, default = tmp_path / "report.html", default_path(tmp_path, "Anna/../x", NOW)
+    named, default = tmp_path / "report.html", default_path(tmp_path / "reports", "Anna/../x", NOW)
     named.write_text("old")
     named.chmod(0o644)
     for path in (named, default):
