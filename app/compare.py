@@ -27,7 +27,7 @@ from training.dataset import prepare, prompt_messages
 from training.errors import ConfigError, OwnvoiceError, ServingError
 from training.gate_config import load_gate_config
 from training.panel import read_panel
-from training.schemas import Generated, GenerateOptions, Job, User
+from training.schemas import Generated, GenerateOptions, Job, Outcome, User
 
 SEED = 7
 """Of the first prompt; the n-th has SEED + n, for every version and every run."""
@@ -172,7 +172,9 @@ def _choose(engine: Serving, found: _Candidates, named: Sequence[int] | None) ->
     else:
         assert found.current is not None
         newest = found.current.version
-        wanted = [newest, *sorted(version for version in served if version < newest)[-1:]]
+        # A refused version that an engine still holds is compared only when somebody names it.
+        earlier = [v for v, job in served.items() if v < newest and job.outcome is Outcome.PROMOTED]
+        wanted = [newest, *sorted(earlier)[-1:]]
     gone = [version for version in wanted if version not in served]
     if gone:
         left = ", ".join(map(str, sorted(served))) or "none; `ownvoice train` makes one"

@@ -16,12 +16,15 @@ from store import jobs, users
 from store.database import Database
 from store.importers import import_mailbox
 from tests.adapters import write_adapter
+from tests.command_sessions import closed_sessions
 from tests.voices import at_the_gate, promote, put_in_folder
 from training.comparison import COMPARED_INSTRUCTIONS, JUDGE_INSTRUCTIONS
 from training.errors import ConfigError, OwnvoiceError, ServingError
 from training.panel import PERSONAS, read_persona
 from training.schemas import GateDecision, JobMetrics, Outcome, User
 
+__all__ = ["closed_sessions"]
+pytestmark = pytest.mark.usefixtures("closed_sessions")
 KIT = PERSONAS / "kit.jsonl"
 
 
