@@ -10,12 +10,13 @@ from store import mail, users
 from store.importers.load import import_mailbox
 from store.rates import measured_runs
 from training.adapter_size import adapter_bytes
-from training.base_models import find_base_model
+from training.base_models import BaseModel, find_base_model
 from training.choose import choose
-from training.config import load_train_config
-from training.dataset import prepare
+from training.config import TrainConfig, load_train_config
+from training.dataset import Prepared, prepare
 from training.errors import ConfigError, UnknownUser, UnreadableMailbox
 from training.estimate import estimate_training, rates_of
+from training.playback import expected_sentence
 from training.schemas import DataReport, ImportReport, User
 
 
@@ -77,4 +78,18 @@ def check_user(
     rates = rates_of(base, chosen.config, *measured_runs(session.db, base.id))
     estimate = estimate_training(prepared.train, chosen.config, rates, settings.hourly_price)
     sized = estimate.model_copy(update={"adapter_bytes": adapter_bytes(base, chosen.config)})
-    return prepared.report.model_copy(update={"estimate": sized, "chosen": chosen.reason})
+    return prepared.report.model_copy(
+        update={
+            "estimate": sized,
+            "chosen": chosen.reason,
+            "instructions": _what_playback_takes(session, preset, prepared, base),
+        }
+    )
+
+
+def _what_playback_takes(session: Session, config: TrainConfig, prepared: Prepared, base: BaseModel) -> str:
+    """Say what a training would ask the base model for; "" when its instructions are subject lines."""
+    if config.data.instructions == "subject" or not prepared.report.eligible:
+        return ""
+    embedded = session.settings.engine == "llamacpp"
+    return expected_sentence(prepared, base.cpu_tokens_per_second if embedded else None)

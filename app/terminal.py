@@ -202,8 +202,8 @@ def show_data_report(report: DataReport) -> None:
         counted = ", ".join(f"{code} {count}" for code, count in report.languages.items())
         show_notice(f"Languages: {counted}.")
     console.print(Text(report.reason), style="green" if report.eligible else "red", soft_wrap=True)
-    if report.chosen and report.eligible:
-        show_notice(report.chosen)
+    for sentence in filter(None, (report.instructions, report.chosen)) if report.eligible else ():
+        show_notice(sentence)
     if report.estimate is not None and report.eligible:
         estimate = report.estimate
         cost = f", ${estimate.cost:.2f}" if estimate.cost else ""

@@ -31,6 +31,9 @@ MAX_MAIL_WORDS, MAX_MAIL_CHARACTERS = 150, 1500
 """What the base reads of a mail: what it is for stands at its beginning."""
 MAX_CONTEXT_WORDS, MAX_CONTEXT_CHARACTERS = 80, 800
 LEAST_WORDS, MOST_WORDS, MOST_SENTENCES = 5, 60, 3
+TOKENS_PER_ANSWER = 800
+"""An answer takes the time in which a CPU trains on so many tokens: SmolLM2-135M 1.8 to 2.5 s on two cores
+that others used as well (its first guess for training is 400 tokens a second)."""
 COPIED_WORDS = 8
 """Words in a row out of the mail: an instruction that holds them gives the answer away."""
 GROUNDED_SHARE = 1 / 2
@@ -73,6 +76,22 @@ class PlayedBack:
         )
 
 
+def expected_sentence(prepared: Prepared, cpu_tokens_per_second: float | None) -> str:
+    """Say what playback will ask for and what that takes, before any model is asked.
+
+    `cpu_tokens_per_second` is the base's training rate; None: another machine answers, no time is said.
+    """
+    asked = sum(can_be_asked(example) for example in every_example(prepared))
+    took = ""
+    if cpu_tokens_per_second:
+        seconds = asked * TOKENS_PER_ANSWER / cpu_tokens_per_second
+        took = f", about {seconds:.0f} s" if seconds < 100 else f", about {seconds / 60:.0f} min"
+    return (
+        f"Before training, the base model is asked for the instructions of {asked} mails{took} "
+        "(instructions: playback); answers that earlier trainings were given are not asked for again."
+    )
+
+
 # ---- what is asked ---------------------------------------------------------------------------------
 
 _SYSTEM = (
@@ -107,9 +126,9 @@ _REPLIES = (
         "Write a reply so that they correct the notice period and the address on page 4.",
     ),
     (
-        "Did the parcel arrive?",
-        "It did, thank you so much!",
-        "Write a reply so that they know the parcel arrived, and thank them.",
+        "Did you get the parcel?",
+        "I did, thank you so much!",
+        "Write a reply so that they know the parcel is there, and thank them.",
     ),
 )
 """Invented. With them SmolLM2-135M answers in this form; without, it goes on with the mail."""
@@ -192,12 +211,14 @@ _ORDER_WORDS = (
 _ORDERS = frozenset(_ORDER_WORDS.split())
 """Verbs that a request may begin with, beside the app's own "Write an email …"."""
 _EMPTY_WORDS = (
-    "about after again also another before being below could does doing email from have here into "
-    "just know like mail message more most need needs only other over please reply response said same "
-    "should some such than that their them then there these they thing this those very want wants "
-    "what when where which while will with would your yours yourself"
+    "about after again also another anything back been before being below come could does doing email "
+    "everyone from have here into just know like mail make message more most much need needs only other over "
+    "please reply response said same should some something such than that their them then there these "
+    "they thing this those until very want wants well were what when where which while will with "
+    "would yes your yours yourself"
 )
 _FUNCTION_WORDS = frozenset(_EMPTY_WORDS.split())
+_ENDING = re.compile(r"(?:ing|ed|es|e|s)$")
 _FRAMES = ("Write an email", "Write a reply to the email below", "Write a reply")
 
 
@@ -248,17 +269,25 @@ def _find_fault(rest: str, example: Example) -> Fault | None:
     if not (about - held).isdisjoint(_SHOWN):
         return Fault.PARROTS
     # After a first word of its own, so that a name at the beginning counts as one.
-    facts = prompt_facts(f"write {rest}")
-    if not all(re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", read) for fact in facts):
+    if not all(_holds(read, fact) for fact in prompt_facts(f"write {rest}")):
         return Fault.INVENTED
     held &= about
     return None if about and len(held) >= GROUNDED_SHARE * len(about) else Fault.UNRELATED
 
 
+def _holds(read: str, fact: str) -> bool:
+    """Tell whether a text in lower case holds a name or a number, the 15 in "15th" included."""
+    if re.match(r"i['’]", fact):
+        return True  # "I'm" is no name
+    edge = r"\d" if fact[0].isdigit() else r"\w"
+    return re.search(rf"(?<!{edge}){re.escape(fact)}(?!{edge})", read) is not None
+
+
 def _stems(text: str) -> set[str]:
-    """Return the first five letters of each content word: "invoices" and "invoiced" are one."""
+    """Return how each content word begins: "moving" and "moved", "invoice" and "invoices" are one."""
     words = set(_WORD.findall(text.lower())) - _FUNCTION_WORDS - _ORDERS
-    return {word[:5] for word in words if len(word) > 3}
+    bare = (word for word in words if len(word) > 3 and "'" not in word and "’" not in word)
+    return {_ENDING.sub("", word)[:4] for word in bare}
 
 
 _SHOWN = _stems("\n".join(order for *_, order in (*_MAILS, *_REPLIES)))

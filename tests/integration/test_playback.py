@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from app.data import check_user
+from app.session import Session
 from serving.llamacpp import LlamaCppServing
 from store import jobs, users
 from store.database import Database
@@ -127,6 +129,15 @@ def test_a_job_asks_the_real_base_and_keeps_its_answers_for_the_next_job(
 
 
 # ---- what can go wrong -------------------------------------------------------------------------------
+
+
+def test_a_check_says_what_playback_would_take_and_asks_nobody(db: Database, anna: User, home: Path) -> None:
+    write_mail(db, anna, 0, 14)
+    preset = home / "asked.yaml"
+    preset.write_text(json.dumps({"data": PLAYBACK}))
+    report = check_user(Session(), anna.id, config=str(preset))
+    assert "the base model is asked for the instructions of 14 mails, about 28 s" in report.instructions
+    assert not (home / "storage").exists()
 
 
 def test_subjects_ask_no_model(db: Database, anna: User, served: Callable[[Base], Base]) -> None:

@@ -12,6 +12,7 @@ from training.playback import (
     PLAYBACK_OPTIONS,
     Fault,
     can_be_asked,
+    expected_sentence,
     playback_key,
     playback_messages,
     read_answer,
@@ -153,6 +154,13 @@ def test_a_fact_of_the_received_mail_may_stand_in_the_instruction_of_its_reply()
     assert not isinstance(read_answer(answered(said), asked), Fault)
 
 
+def test_a_number_of_the_mail_is_known_with_its_ending_and_i_am_is_nobody_s_name() -> None:
+    mail = example("Would moving the deadline to September 15th work for you perhaps? I am late.")
+    said = "Write an email to ask if you can move the deadline to September 15th, because I'm late."
+    assert read_answer(answered(said), mail) == said
+    assert read_answer(answered(said.replace("15th", "5th")), mail) is Fault.INVENTED
+
+
 # ---- examples --------------------------------------------------------------------------------------
 
 
@@ -177,6 +185,14 @@ def test_a_mail_has_one_instruction_in_every_part_and_a_bad_answer_leaves_its_su
         "The base model wrote the instructions of 2 of 5 mails; the others keep their subject, because the "
         "answer was: 1 not answered by the engine, 1 too long, 1 not in English."
     )
+
+
+def test_what_playback_takes_is_said_before_any_model_is_asked() -> None:
+    report = DataReport(sent=2, usable=2, eligible=True, reason="Enough.")
+    german = example("Ich bringe die Schlüssel am Dienstag mit, wenn du das noch willst.", id="m2")
+    prepared = Prepared(tuple(example(id=f"e{n}") for n in range(90)), (german,), report)
+    assert "of 90 mails, about 3 min (" in expected_sentence(prepared, cpu_tokens_per_second=400)
+    assert "of 90 mails (" in expected_sentence(prepared, None)
 
 
 def test_the_subject_is_the_default_and_the_preset_asks_for_playback() -> None:
