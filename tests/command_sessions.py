@@ -1,4 +1,4 @@
-"""The databases of commands that run in the test's own process: a command's process ends, this one goes on."""
+"""The databases of commands that run in the process of a test: a command's own ends, this one goes on."""
 
 from __future__ import annotations
 
