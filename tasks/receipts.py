@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from serving.base import voice_name
+from tasks.private_file import read_private, write_private
 from training.errors import StorageError
 from training.schemas import EraseItem, EraseReceipt, EraseResult
 
@@ -31,10 +27,10 @@ def open_receipt(storage_url: str, user_id: str, keep_mail: bool) -> str:
 
 def read_receipt(storage_url: str, name: str) -> EraseReceipt:
     """Return a receipt. Raises StorageError."""
+    text = read_private(storage_url, RECEIPTS, name)
     try:
-        fs, path = _place(storage_url, name)
-        return EraseReceipt.model_validate_json(fs.cat_file(path))
-    except (OSError, ValueError) as exc:
+        return EraseReceipt.model_validate_json(text or "")
+    except ValueError as exc:
         raise StorageError(f"The receipt {name} cannot be read ({type(exc).__name__}).") from exc
 
 
@@ -57,30 +53,7 @@ def close_receipt(storage_url: str, name: str, *, complete: bool) -> EraseReceip
     return closed
 
 
-def _place(storage_url: str, name: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    fs, root = fsspec.core.url_to_fs(storage_url, use_listings_cache=False)
-    return fs, str(PurePosixPath(root) / RECEIPTS / name)
-
-
 def _write(storage_url: str, name: str, receipt: EraseReceipt) -> None:
+    # Who had themselves erased is nobody else's business.
     text = json.dumps(receipt.to_json_dict(), ensure_ascii=False, indent=1) + "\n"
-    try:
-        fs, path = _place(storage_url, name)
-        if not isinstance(fs, LocalFileSystem):
-            fs.pipe_file(path, text.encode("utf-8"))
-            return
-        # Who had themselves erased is nobody else's business.
-        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = Path(path).with_name(f".{name}.{os.getpid()}")
-        with open(
-            os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except (OSError, ValueError, ImportError) as exc:
-        raise StorageError(
-            f"The receipt {name} could not be written ({type(exc).__name__}). Check OWNVOICE_STORAGE_URL and "
-            "free disk space, then run the erasure again."
-        ) from exc
+    write_private(storage_url, RECEIPTS, name, text)
