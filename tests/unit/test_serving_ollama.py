@@ -167,6 +167,15 @@ def test_base_that_cannot_carry_adapters_is_refused_and_nothing_is_pulled(
     assert {path for _, path, _ in server.asked} == {"/api/version", "/api/show"}
 
 
+def test_another_base_under_the_same_name_has_another_digest(server: FakeOllama) -> None:
+    before = engine(server).base_digest()
+    assert engine(server).base_digest() == before
+    server.on["/api/show"] = lambda _: httpx.Response(
+        200, json=shown(modelfile=f"FROM /models/blobs/sha256-{'9' * 64}\n")
+    )
+    assert engine(server).base_digest() == f"sha256:{'9' * 64}" != before
+
+
 def test_server_too_old_for_adapters_is_refused_and_a_source_build_is_not(server: FakeOllama) -> None:
     server.on["/api/version"] = lambda _: httpx.Response(200, json={"version": "0.29.4"})
     with pytest.raises(ServingError, match="is too old"):
