@@ -270,7 +270,8 @@ def _harm_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
                "the number of outputs that copy a training mail"),
         _check("harm", "stopShare", found.stop_share, ">=", _least_stop_share(found, limits), hard,
                "the share of outputs that end by themselves"),
-        _check("harm", "repeating", found.repeating, "<=", limits.max_repeating, hard,
+        _check("harm", "repeating", found.repeating, "<=",
+               max(limits.max_repeating, found.repeating_base or 0), hard,
                "the number of outputs that repeat themselves"),
     ]  # fmt: skip
     for name, value, limit, label in (
@@ -370,6 +371,7 @@ def _numbers(e: Evidence, checks: Sequence[GateCheck]) -> dict[str, float]:
             "factRecallOfBase": e.harm.fact_recall_base,
             "factRecallOfPerson": e.harm.fact_recall_own,
             "stopShareOfPerson": e.harm.own_stop_share,
+            "repeatingOfBase": e.harm.repeating_base,
             "facts": e.harm.facts,
         }
     numbers |= {check.name: check.value for check in checks}

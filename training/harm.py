@@ -68,6 +68,8 @@ class HarmMeasure(Schema):
     """Share of the person's own held-out mails that the limit of tokens leaves room for."""
     repeating: int
     """Outputs in which a 4-gram of words comes more than `max_repeats` times."""
+    repeating_base: int | None = None
+    """The same of the base's outputs: a small base repeats itself too."""
     neutral_loss: float | None
     """Mean loss over the neutral tasks of the candidate minus that of the base, nat per token."""
 
@@ -115,6 +117,7 @@ def measure_harm(
         stop_share=fmean(output.stopped for output in outputs),
         own_stop_share=_share_within(max_tokens, base_held_out),
         repeating=sum(most_repeats(output.text) > max_repeats for output in outputs),
+        repeating_base=sum(most_repeats(output.text) > max_repeats for output in base_outputs),
         neutral_loss=None if neutral is None else neutral.mean,
     )
 

@@ -88,12 +88,12 @@ HARD = [
     ("gainLower", {"skill": {"lower": 0.0}}),
     ("leaks", {"harm": {"leaks": 1}}),
     ("copies", {"harm": {"copies": 2}}),
-    ("overfitGap", {"harm": {"overfit_gap": 0.51}}),
+    ("overfitGap", {"harm": {"overfit_gap": 0.81}}),
     ("membershipAuc", {"harm": {"membership_auc": 0.86}}),
     ("recallUpper", {"harm": {"recall_upper": -0.06}}),
-    ("stopShare", {"harm": {"stop_share": 22 / 24}}),
-    ("repeating", {"harm": {"repeating": 1}}),
-    ("neutralLoss", {"harm": {"neutral_loss": 0.16}}),
+    ("stopShare", {"harm": {"stop_share": 21 / 24}}),
+    ("repeating", {"harm": {"repeating": 3}}),
+    ("neutralLoss", {"harm": {"neutral_loss": 0.41}}),
 ]
 HARD_AGAINST_CURRENT = [
     ("gainOverCurrent", {"to_current": {"mean": -0.021}}),
@@ -129,10 +129,11 @@ def test_one_hard_check_missed_keeps_the_adapter_in_use(name: str, change: dict[
         {"skill": {"mean": 0.10}},
         {"skill": {"mean": 2.60 - 2.50}},  # 0.10000000000000009 or a hair less: floats do not decide
         {"harm": {"copies": 1}},
-        {"harm": {"overfit_gap": 0.5, "membership_auc": 0.85, "neutral_loss": 0.15}},
-        {"harm": {"recall_upper": -0.05, "stop_share": 23 / 24}},
+        {"harm": {"overfit_gap": 0.8, "membership_auc": 0.85, "neutral_loss": 0.40}},
+        {"harm": {"recall_upper": -0.05, "stop_share": 22 / 24, "repeating": 2}},
         {"harm": {"recall_upper": -0.5, "facts": 19}},  # too few facts to say anything
         {"harm": {"stop_share": 20 / 24, "own_stop_share": 21 / 24}},  # writes longer mails than the limit
+        {"harm": {"repeating": 5, "repeating_base": 5}},  # a base that repeats itself teaches it
         {"to_current": {"mean": -0.02, "upper": 0.0}},
         {"to_current_old": {"mean": -0.05, "upper": 0.0}},
     ],
@@ -146,8 +147,8 @@ def test_a_value_exactly_at_its_limit_passes(change: dict[str, Any]) -> None:
 VOTES = [
     ("specificity", "marginLower", {"lower": 0.0}),
     ("specificity", "bestShare", {"best_share": 0.59}),
-    ("specificity", "ownMinusReference", {"own_minus_reference": 0.04}),
-    ("voice", "voice", {"candidate": 0.44, "current": None, "to_current_upper": None}),
+    ("specificity", "ownMinusReference", {"own_minus_reference": 0.19}),
+    ("voice", "voice", {"candidate": 0.57, "current": None, "to_current_upper": None}),
     ("style", "gapClosed", {"candidate": 0.41, "current": None, "to_current_lower": None}),
     ("style", "lengthRatioMin", {"length_ratio": 0.59}),
     ("style", "lengthRatioMax", {"length_ratio": 1.61}),
@@ -262,6 +263,23 @@ def test_a_style_that_cannot_be_told_from_the_base_refuses_nobody_for_the_one_in
     decision = decide_full(changed(RETRAIN, style=noise), CONFIG)
     assert decision.outcome is Outcome.PROMOTED
     assert {c.role for c in decision.checks if c.metric == "style"} == {CheckRole.SHOWN}
+
+
+def test_the_adapter_of_a_stranger_is_refused_though_it_predicts_mail_better_than_the_base() -> None:
+    """What the adapter of pereira-s measured on the mail of david (docs/quality.md, "Gate calibration")."""
+    stranger = changed(
+        FIRST,
+        skill={"mean": 0.27, "lower": 0.18},
+        specificity={"margin": 0.2, "lower": 0.15, "best_share": 0.88, "own_minus_reference": 0.11},
+        voice={"floor": 0.30, "ceiling": 0.64, "candidate": 0.30 + 0.65 * 0.34},
+        style={"base": 0.48, "own": 0.30, "candidate": 0.48 - 0.04 * 0.18, "length_ratio": 1.96,
+               "greeting_variation": 0.62, "sign_off_variation": 0.84},
+        harm={"stop_share": 0.96, "repeating": 2, "overfit_gap": -0.05, "membership_auc": 0.44,
+              "neutral_loss": 0.16},
+    )  # fmt: skip
+    decision = decide_full(stranger, CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert "0 of specificity, voice and style passed" in decision.reason
 
 
 def test_where_no_vote_is_asked_for_the_hard_checks_decide_alone() -> None:
