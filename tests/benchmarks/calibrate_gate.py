@@ -4,7 +4,7 @@
     python -m tests.benchmarks.calibrate_gate --out docs/quality.md    also writes its tables
     python -m tests.benchmarks.calibrate_gate --write-sigma            recomputes configs/style_sigma.yaml
 
-Needs no model: half a minute of one core. What needs one (trained adapters, the base's outputs) is measured by
+Needs no model: half a minute of one core. What needs one (trained adapters, the base's outputs) is in
 `python -m tests.benchmarks.quality --only gate`. A threshold is good when a person's own unseen mail passes
 it nearly always and another person's mail nearly never. Numbers only leave this script, never text.
 """
