@@ -14,7 +14,7 @@ from tasks.decision_page import show_decision
 from tasks.job_folder import DATASET, HELD_OUT
 from tasks.measured import Measured, read_measured
 from tasks.outputs import read_outputs
-from tasks.stages import stage
+from tasks.stages import still_in
 from tasks.tools import database, job_folder, settings, without_mail_text
 from training.dataset import from_jsonl
 from training.evidence import gather_evidence
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 def evaluate_adapter(job_id: str) -> GateDecision:
     """Decide by losses and outputs whether the adapter goes live, and record every number behind it."""
     folder = job_folder(job_id)
-    with without_mail_text("Judging the adapter"), stage(job_id, Stage.EVALUATE):
+    with without_mail_text("Judging the adapter"), still_in(job_id, Stage.EVALUATE):
         config = load_gate_config(settings().gate)
         measured = read_measured(folder)
         train, held_out = from_jsonl(folder.read_text(DATASET)), from_jsonl(folder.read_text(HELD_OUT))

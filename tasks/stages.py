@@ -87,21 +87,33 @@ def require_consent(user_id: str) -> None:
 
 @contextmanager
 def stage(job_id: str, entered: Stage) -> Iterator[Job]:
-    """Enter a stage in the job row, time it, and refuse to start it for a cancelled job.
-
-    What several tasks or attempts spend in one stage adds up.
-    """
-    db = database()
+    """Enter a stage in the job row, time it, and refuse to start it for a cancelled job."""
     stop_if_cancelled(job_id)
-    job = jobs.enter_stage(db, job_id, entered)
+    job = jobs.enter_stage(database(), job_id, entered)
     show_progress(job, f"{entered}")
+    with _timed(job, entered):
+        yield job
+
+
+@contextmanager
+def still_in(job_id: str, entered: Stage) -> Iterator[Job]:
+    """Go on in a stage that another task entered: timed with it, and refused for a cancelled job."""
+    stop_if_cancelled(job_id)
+    job = jobs.find_job(database(), job_id)
+    with _timed(job, entered):
+        yield job
+
+
+@contextmanager
+def _timed(job: Job, entered: Stage) -> Iterator[None]:
+    """Record the stage's seconds; what several tasks or attempts spend in it adds up."""
     started = time.monotonic()
     try:
-        yield job
+        yield
     finally:
+        seconds = job.timings.get(entered.value, 0) + time.monotonic() - started
         with suppress(OwnvoiceError):
-            seconds = job.timings.get(entered.value, 0) + time.monotonic() - started
-            jobs.record(db, job_id, timings={entered.value: round(seconds, 2)})
+            jobs.record(database(), job.id, timings={entered.value: round(seconds, 2)})
 
 
 def stop_if_cancelled(job_id: str) -> None:

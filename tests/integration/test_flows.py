@@ -327,6 +327,8 @@ def test_what_the_gate_saw_stands_in_the_row(trained: Job, db: Database) -> None
     assert (metrics.held_out_nll_base, metrics.held_out_nll_adapter) == (WORSE, BETTER)
     assert metrics.loss_curve == ((1, 4.0), (6, 3.1))
     assert job.timings["evaluate"] > 0.5, "the answers are part of the stage"
+    entered = [e.data["stage"] for e in jobs.events(db, job.id) if "stage" in e.data]
+    assert entered == ["evaluate", "publish", "activate"], "each once; the others were over before"
 
 
 def test_refused_adapter_was_asked_and_leaves_nothing_in_the_engine(
