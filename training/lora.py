@@ -98,7 +98,7 @@ def train_adapter(
         autocast_adapter_dtype=False,
     )
     try:
-        speed_up(model)
+        masks = speed_up(model)
         if base.recomputes(config):
             base.model.activation_checkpointing_enable()
         model.train()
@@ -152,6 +152,7 @@ def train_adapter(
                 optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(
                     state.step, steps, config
                 )
+                masks.renew(len(batch) * max(len(e.input_ids) for e in batch), base.model.dtype)
                 loss = _loss_and_gradient(model, base, batch)
                 with uninterrupted():
                     weights.update(optimiser, config.max_grad_norm)
