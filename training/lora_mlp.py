@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
-from training.lora_linear import DropoutMasks, LoraPart, masked, part_of
+from training.lora_linear import DropoutMasks, Dropped, LoraPart, mask_, masked, part_of
 
 
 class _LoraMlp(torch.autograd.Function):
@@ -25,6 +25,7 @@ class _LoraMlp(torch.autograd.Function):
         gate: LoraPart,
         up: LoraPart,
         down: LoraPart,
+        dropped: torch.Tensor,
         keep: torch.Tensor | None,
         masks: DropoutMasks,
         gate_a: torch.Tensor,
@@ -36,22 +37,23 @@ class _LoraMlp(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         rank = gate_a.shape[0]
-        low = masked(rows, keep) @ torch.cat([gate_a, up_a]).t()
+        low = dropped @ torch.cat([gate_a, up_a]).t()
         gated = (rows @ gate.weight.t()).addmm_(low[:, :rank], gate_b.t(), alpha=gate.scale)
         lifted = (rows @ up.weight.t()).addmm_(low[:, rank:], up_b.t(), alpha=up.scale)
         inner = silu(gated).mul_(lifted)
-        keep_inner = masks.draw(inner, down.dropout) if down.dropout else None
-        inner_low = masked(inner, keep_inner) @ down_a.t()
+        keep_inner = masks.draw(inner) if down.dropout else None
+        inner_low = (inner if keep_inner is None else masked(inner, keep_inner)) @ down_a.t()
         y = (inner @ down.weight.t()).addmm_(inner_low, down_b.t(), alpha=down.scale)
         ctx.save_for_backward(
-            rows, keep, low, gated, lifted, keep_inner, inner_low, gate_a, gate_b, up_a, up_b, down_a, down_b
+            *(dropped, keep, low, gated, lifted, keep_inner, inner_low),
+            *(gate_a, gate_b, up_a, up_b, down_a, down_b),
         )
         ctx.parts, ctx.x_shape = (gate, up, down), x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, keep, low, gated, lifted, keep_inner, inner_low, *matrices = ctx.saved_tensors
+        dropped, keep, low, gated, lifted, keep_inner, inner_low, *matrices = ctx.saved_tensors
         gate_a, gate_b, up_a, up_b, down_a, down_b = matrices
         gate, up, down = ctx.parts
         rank = gate_a.shape[0]
@@ -60,12 +62,12 @@ class _LoraMlp(torch.autograd.Function):
         activated = silu(gated)
         high = (grad @ down_b).mul_(down.scale)
         grad_down_b = (grad.t() @ inner_low).mul_(down.scale)
-        grad_down_a = high.t() @ masked(activated * lifted, keep_inner)
+        grad_down_a = high.t() @ mask_(activated * lifted, keep_inner)
         grad_inner = grad @ down.weight
         if keep_inner is None:
             grad_inner.addmm_(high, down_a)
         else:
-            grad_inner += masked(high @ down_a, keep_inner)
+            grad_inner += mask_(high @ down_a, keep_inner)
 
         grad_lifted = activated.mul_(grad_inner)
         grad_gated = torch.ops.aten.silu_backward(grad_inner.mul_(lifted), gated)
@@ -74,7 +76,7 @@ class _LoraMlp(torch.autograd.Function):
         )
         grad_gate_b = (grad_gated.t() @ low[:, :rank]).mul_(gate.scale)
         grad_up_b = (grad_lifted.t() @ low[:, rank:]).mul_(up.scale)
-        grad_as = highs.t() @ masked(rows, keep)
+        grad_as = highs.t() @ dropped
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad_gated @ gate.weight).addmm_(grad_lifted, up.weight)
@@ -82,10 +84,10 @@ class _LoraMlp(torch.autograd.Function):
             if keep is None:
                 grad_x.addmm_(highs, through_low)
             else:
-                grad_x += masked(highs @ through_low, keep)
+                grad_x += mask_(highs @ through_low, keep)
             grad_x = grad_x.view(ctx.x_shape)
         grads = (grad_as[:rank], grad_gate_b, grad_as[rank:], grad_up_b, grad_down_a, grad_down_b)
-        return (grad_x, None, None, None, None, None, *grads)
+        return (grad_x, *[None] * 6, *grads)
 
 
 def fuse(mlp: Any, adapter: str, masks: DropoutMasks) -> Any:
@@ -98,8 +100,10 @@ def fuse(mlp: Any, adapter: str, masks: DropoutMasks) -> Any:
         if any(part is None for part in parts) or parts[0].dropout != parts[1].dropout:  # type: ignore[union-attr]
             return original(x)  # type: ignore[no-any-return]
         gate, up, down = parts
-        keep = masks.draw(x, gate.dropout) if gate.dropout else None  # type: ignore[union-attr]
+        dropped = masks.drop(x) if gate.dropout else Dropped(x.detach().reshape(-1, x.shape[-1]), None)  # type: ignore[union-attr]
         matrices = [m for part in parts for m in (part.a, part.b)]  # type: ignore[union-attr]
-        return _LoraMlp.apply(x, gate, up, down, keep, masks, *matrices)  # type: ignore[no-any-return, no-untyped-call]
+        return _LoraMlp.apply(  # type: ignore[no-any-return, no-untyped-call]
+            x, gate, up, down, dropped.rows, dropped.keep, masks, *matrices
+        )
 
     return forward

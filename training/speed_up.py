@@ -6,6 +6,7 @@ training.lora_mlp, training.rms_norm); results are equal up to rounding, which i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +20,14 @@ RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Those whose forward is `weight * x / rms(x)`; Gemma's is `(1 + weight) * …` and keeps its own."""
 
 
-def speed_up(model: torch.nn.Module, adapter: str = "default") -> int:
-    """Give every module that is covered its fused forward; returns how many LoRA layers have one.
+def speed_up(model: torch.nn.Module, adapter: str = "default") -> DropoutMasks:
+    """Give every module that is covered its fused forward; returns their dropout masks, which say how many
+    LoRA layers have one, and which training renews before every step.
 
     Adapters that this does not cover (quantised weights) keep PEFT's forward.
     """
-    masks = DropoutMasks()
     layers = [module for module in model.modules() if lora_linear.is_plain(module, adapter)]
+    masks = _masks_for(layers, adapter)
     for layer in layers:
         layer.forward = lora_linear.fuse(layer, adapter, masks)  # type: ignore[method-assign]
     for module in model.modules():
@@ -34,7 +36,17 @@ def speed_up(model: torch.nn.Module, adapter: str = "default") -> int:
             module.forward = lora_mlp.fuse(module, adapter, masks)  # type: ignore[method-assign]
         elif kind in RMS_NORMS and not module.weight.requires_grad:  # type: ignore[union-attr]
             module.forward = rms_norm.fuse(module)  # type: ignore[method-assign]
-    return len(layers)
+    return masks
+
+
+def _masks_for(layers: Sequence[Any], adapter: str) -> DropoutMasks:
+    weights = [layer.base_layer.weight for layer in layers]
+    return DropoutMasks(
+        len(layers),
+        max((getattr(layer.lora_dropout[adapter], "p", 0.0) for layer in layers), default=0.0),
+        max((weight.shape[1] for weight in weights), default=0),
+        [weight.device for weight in weights],
+    )
 
 
 def restore_forwards(model: torch.nn.Module) -> None:

@@ -25,7 +25,7 @@ import pytest
 import torch
 
 from tests.bases import persona_mails
-from training import base_models, device, loaded_base, lora
+from training import base_models, device, loaded_base, run
 from training.config import LoraConfig, TrainConfig, load_train_config
 from training.dataset import EncodedExample, encode
 from training.errors import NotEnoughMemory
@@ -122,7 +122,7 @@ def test_no_step_waits_for_the_gpu(
     on_cuda: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any operation of a step that makes the host wait raises (torch.cuda.set_sync_debug_mode)."""
-    real, steps = lora._loss_and_gradient, 0
+    real, steps = run.loss_and_gradient, 0
 
     def watched(*args: Any) -> torch.Tensor:
         nonlocal steps
@@ -135,7 +135,7 @@ def test_no_step_waits_for_the_gpu(
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    update = lora.FlatParameters.update
+    update = run.FlatParameters.update
 
     def watched_update(self: Any, *args: Any) -> None:
         torch.cuda.set_sync_debug_mode("error" if steps >= 3 else "default")
@@ -144,8 +144,8 @@ def test_no_step_waits_for_the_gpu(
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(lora, "_loss_and_gradient", watched)
-    monkeypatch.setattr(lora.FlatParameters, "update", watched_update)
+    monkeypatch.setattr(run, "loss_and_gradient", watched)
+    monkeypatch.setattr(run.FlatParameters, "update", watched_update)
     config = PRESET.model_copy(update={"max_steps": 8, "lora": LoraConfig(dropout=0.1)})
     assert len(losses_of(on_cuda, config, tmp_path)) == 8 == steps
 

@@ -215,7 +215,7 @@ def test_loss_and_gradients_equal_each_row_alone_in_the_stock_model(
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    assert speed_up(ours) == 7 * SHAPE["num_hidden_layers"]
+    assert speed_up(ours).layers == 7 * SHAPE["num_hidden_layers"]
 
     hidden, targets, _ = reply_hidden_states(ours, base, batch)
     output = base.model.get_output_embeddings()

@@ -13,7 +13,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 
 from tests.bases import tiny_base, tiny_examples
-from training import cuda_attention, lora
+from training import cuda_attention, run
 from training.checkpoint import CHECKPOINT_FILE
 from training.config import LoraConfig, TrainConfig
 from training.errors import NotEnoughMemory, TrainingDiverged
@@ -239,7 +239,7 @@ def test_late_losses_are_the_same_losses(
     base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_time = train_adapter(TINY, tiny_examples(), base, tmp_path / "on-time")
-    monkeypatch.setattr(lora, "StepLosses", lambda read, late: StepLosses(read, late=True))
+    monkeypatch.setattr(run, "StepLosses", lambda read, late: StepLosses(read, late=True))
     shown: list[float] = []
     config = TINY.model_copy(update={"checkpoint_every_s": 1000.0})
     late = train_adapter(
@@ -254,8 +254,8 @@ def test_late_losses_are_the_same_losses(
 def test_a_loss_that_is_no_number_ends_the_run_one_step_later_at_most(
     base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora, "StepLosses", lambda read, late: StepLosses(read, late=True))
-    real, steps = lora._loss_and_gradient, 0
+    monkeypatch.setattr(run, "StepLosses", lambda read, late: StepLosses(read, late=True))
+    real, steps = run.loss_and_gradient, 0
 
     def broken(*args: Any) -> torch.Tensor:
         nonlocal steps
@@ -263,7 +263,7 @@ def test_a_loss_that_is_no_number_ends_the_run_one_step_later_at_most(
         loss = real(*args)
         return loss * math.nan if steps == 4 else loss
 
-    monkeypatch.setattr(lora, "_loss_and_gradient", broken)
+    monkeypatch.setattr(run, "loss_and_gradient", broken)
     config = TINY.model_copy(update={"checkpoint_every_s": 1000.0})
     with pytest.raises(TrainingDiverged, match="step 4"):
         train_adapter(config, tiny_examples(), base, tmp_path)

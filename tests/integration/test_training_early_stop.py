@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.bases import tiny_base, tiny_examples
-from training import lora
+from training import run
 from training.config import LoraConfig, TrainConfig
 from training.errors import TrainingCancelled, TrainingDiverged
 from training.evaluate import held_out_losses, losses_of_saved_adapter
@@ -65,10 +65,10 @@ def best_after_two_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return 9.0 - len(sizes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora, "validation_loss", falling)
+        patch.setattr(run, "validation_loss", falling)
         train_adapter(STOPS, MAILS, tiny_base(), tmp_path / "sizes")
     assert sizes == sorted(sizes)
-    monkeypatch.setattr(lora, "validation_loss", lambda model, *_: 3 + abs(size_of(model) - sizes[2]))
+    monkeypatch.setattr(run, "validation_loss", lambda model, *_: 3 + abs(size_of(model) - sizes[2]))
 
 
 def digest(result: TrainingResult) -> str:
@@ -245,7 +245,7 @@ def test_going_on_from_an_adapter_that_cannot_gain_keeps_it(
     base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Path(train_adapter(STOPS, MAILS, base, tmp_path / "start").adapter_dir)
-    monkeypatch.setattr(lora, "validation_loss", lambda model, *_: size_of(model))
+    monkeypatch.setattr(run, "validation_loss", lambda model, *_: size_of(model))
     result = train_adapter(STOPS, MAILS, base, tmp_path / "on", start_from=start)
     assert (result.best_step, result.stopped_early) == (0, True)
     assert "lowest at the start" in result.stop_reason

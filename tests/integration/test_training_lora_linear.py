@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.bases import tiny_base
 from training.config import LINEAR_LAYERS
-from training.lora_linear import draw_keep_mask
+from training.lora_linear import DropoutMasks, draw_keep_mask
 from training.rms_norm import fuse
 from training.speed_up import GATED_MLPS, RMS_NORMS, restore_forwards, speed_up
 
@@ -59,7 +59,7 @@ def test_without_dropout_values_and_gradients_equal_peft(
 ) -> None:
     peft = adapted_block(bias=bias, use_rslora=use_rslora).train()
     fused = copy.deepcopy(peft)
-    assert speed_up(fused) == 2
+    assert speed_up(fused).layers == 2
 
     x_peft = torch.randn(shape).requires_grad_(True)
     x_fused = x_peft.detach().clone().requires_grad_(True)
@@ -78,16 +78,18 @@ def test_without_dropout_values_and_gradients_equal_peft(
 
 def test_dropout_gradients_equal_the_written_out_formula() -> None:
     model = adapted_block(dropout=0.25).train()
-    speed_up(model)
+    masks = speed_up(model)
     layer = model.base_model.model.q_proj  # type: ignore[union-attr]
     x = torch.randn(6, WIDTH).requires_grad_(True)
     torch.manual_seed(23)
+    masks.renew(6, torch.float32)
     out = layer(x)
     out.square().sum().backward()
     ours = [x.grad, layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad]
 
     torch.manual_seed(23)
-    keep = (draw_keep_mask(x.detach(), 0.25) != 0).float()
+    masks.renew(6, torch.float32)
+    keep = (masks.draw(x.detach()) != 0).float()
     a, b = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
     scale = ALPHA / RANK / 0.75
     expected = x @ layer.base_layer.weight.t() + scale * (x * keep) @ a.t() @ b.t()
@@ -99,10 +101,26 @@ def test_dropout_gradients_equal_the_written_out_formula() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_mask_keeps_the_asked_share(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
-    mask = draw_keep_mask(torch.zeros(401, 501, dtype=dtype), 0.05)
+    mask = draw_keep_mask(200_901, 0.05, dtype)
     assert set(mask.unique().tolist()) == {0, -1}
     # 200,901 draws: one standard deviation is 0.0005.
     assert (mask != 0).float().mean().item() == pytest.approx(0.95, abs=0.003)
+
+
+def test_windows_of_one_pool_differ_and_come_back_with_the_random_state() -> None:
+    masks = DropoutMasks(2, 0.5, WIDTH, [torch.device("cpu")])
+    torch.manual_seed(4)
+    masks.renew(64, torch.float32)
+    x = torch.randn(64, WIDTH)
+    state = torch.get_rng_state()
+    first, second = masks.draw(x), masks.draw(x)
+    assert not torch.equal(first, second)
+    # A layer that is computed again in the backward pass gets its random state back, and so its window.
+    torch.set_rng_state(state)
+    assert torch.equal(masks.draw(x), first)
+    masks.renew(64, torch.float32)
+    torch.set_rng_state(state)
+    assert not torch.equal(masks.draw(x), first)
 
 
 def test_dropout_keeps_the_expected_value() -> None:
@@ -150,7 +168,7 @@ def test_dora_keeps_pefts_own_forward() -> None:
     model = adapted_block(use_dora=True)
     x = torch.randn(4, WIDTH)
     expected = model(x)[0]
-    assert speed_up(model) == 0
+    assert speed_up(model).layers == 0
     assert torch.equal(model(x)[0], expected)
 
 
