@@ -37,9 +37,9 @@ class SpecificityLimits(_Section):
     """The lower bound of S must be above it, nat per token (P)."""
     min_best_share: float = Field(default=0.60, ge=0, le=1)
     """R (P; chance is 0.20 with three references)."""
-    min_own_minus_reference: float = 0.20
+    min_own_minus_reference: float = 0.25
     """Skill on own mail minus skill on the references' mail, nat per token (C: 0.66 and 0.80 for own
-    adapters, 0.11 for a stranger's, whose business mail is nearer to a person's than the personas are)."""
+    adapters, 0.11 and 0.11 for strangers', whose real mail is nearer to a person's than the personas')."""
     references: int = Field(default=4, ge=0)
     """How many personas of the panel are compared with, the first in order; an adapter is trained for each,
     once per base and machine. 0: specificity is not measured (P has three, the repository carries four)."""
@@ -48,8 +48,9 @@ class SpecificityLimits(_Section):
 class VoiceLimits(_Section):
     """Metric 3: the authorship judge."""
 
-    min_value: float = Field(default=0.75, ge=0)
-    """V, between the base (0) and the person (1) (C: 0.98 for an own adapter, 0.65 for a stranger's)."""
+    min_value: float = Field(default=0.50, ge=0)
+    """V, between the base (0) and the person (1) (P; C: 0.98 and 0.54 for own adapters, 0.65 and 0.56 for
+    strangers': it tells the base from a person, and hardly one person from another)."""
     max_loss_to_current: float = Field(default=0.05, ge=0)
     """How much lower V may be than the adapter in use has it (P)."""
     min_own_mails: int = Field(default=40, ge=1)
@@ -61,8 +62,9 @@ class VoiceLimits(_Section):
 class StyleLimits(_Section):
     """Metric 4: the style profile."""
 
-    min_gap_closed: float = Field(default=0.50, ge=0)
-    """W, the share of the way from the base to the person (P)."""
+    min_gap_closed: float = Field(default=0.30, ge=0)
+    """W, the share of the way from the base to the person (C: 0.65 and 0.42 for own adapters, 0.04 and -0.60
+    for strangers')."""
     max_loss_to_current: float = Field(default=0.03, ge=0)
     """How much farther than the adapter in use (P)."""
     min_gap: float = Field(default=0.08, gt=0)

@@ -147,9 +147,9 @@ def test_a_value_exactly_at_its_limit_passes(change: dict[str, Any]) -> None:
 VOTES = [
     ("specificity", "marginLower", {"lower": 0.0}),
     ("specificity", "bestShare", {"best_share": 0.59}),
-    ("specificity", "ownMinusReference", {"own_minus_reference": 0.19}),
-    ("voice", "voice", {"candidate": 0.57, "current": None, "to_current_upper": None}),
-    ("style", "gapClosed", {"candidate": 0.41, "current": None, "to_current_lower": None}),
+    ("specificity", "ownMinusReference", {"own_minus_reference": 0.24}),
+    ("voice", "voice", {"candidate": 0.44, "current": None, "to_current_upper": None}),
+    ("style", "gapClosed", {"candidate": 0.49, "current": None, "to_current_lower": None}),
     ("style", "lengthRatioMin", {"length_ratio": 0.59}),
     ("style", "lengthRatioMax", {"length_ratio": 1.61}),
     ("style", "greetingVariation", {"greeting_variation": 0.46}),
@@ -279,7 +279,22 @@ def test_the_adapter_of_a_stranger_is_refused_though_it_predicts_mail_better_tha
     )  # fmt: skip
     decision = decide_full(stranger, CONFIG)
     assert decision.outcome is Outcome.NOT_PROVEN
-    assert "0 of specificity, voice and style passed" in decision.reason
+    assert "1 of specificity, voice and style passed" in decision.reason
+
+
+def test_an_own_adapter_that_sounds_half_like_the_person_is_promoted() -> None:
+    """What the adapter of pereira-s measured on its own mail."""
+    own = changed(
+        FIRST,
+        skill={"mean": 0.82, "lower": 0.67},
+        specificity={"margin": 0.68, "lower": 0.59, "best_share": 1.0, "own_minus_reference": 0.66},
+        voice={"floor": 0.2, "ceiling": 0.5, "candidate": 0.2 + 0.54 * 0.3},
+        style={"base": 0.5, "own": 0.3, "candidate": 0.5 - 0.42 * 0.2, "length_ratio": 0.94,
+               "greeting_variation": 0.28, "sign_off_variation": 0.31},
+        harm={"stop_share": 23 / 24, "own_stop_share": 0.96, "repeating": 2, "overfit_gap": 0.53,
+              "membership_auc": 0.77, "neutral_loss": 0.16, "recall_upper": 0.04},
+    )  # fmt: skip
+    assert decide_full(own, CONFIG).outcome is Outcome.PROMOTED
 
 
 def test_where_no_vote_is_asked_for_the_hard_checks_decide_alone() -> None:
