@@ -26,6 +26,7 @@ from tests.benchmarks.mailboxes import find_mailbox
 from tests.benchmarks.step_clock import seconds_for
 from tests.benchmarks.train import BASE_MODEL, PRESET, TRL_STEPS, choose_attention, run_trl
 from tests.benchmarks.train_data import CACHE, request_for
+from training.allocator import allocator_environment
 
 TITLE = "Adapters an hour"
 MAILBOXES = ("david", "pereira-s", "dasovich-j")
@@ -114,7 +115,7 @@ def run_way(
             "threads": len(cores) if way == "warm" else 1,
             "core": cores[number] if way == "pinned" and hasattr(os, "sched_setaffinity") else None,
         }
-        environment = {"OMP_NUM_THREADS": str(request["threads"])}
+        environment = {"OMP_NUM_THREADS": str(request["threads"]), **allocator_environment({})}
         started = time.monotonic()
         figures = run_child("tests.benchmarks.train_ours", request, on_progress, environment)
         return {**figures, "process_seconds": round(time.monotonic() - started, 2)}
