@@ -173,11 +173,11 @@ def run_trl_person(person: Person, quick: bool, full: bool, attention: str, repo
     trained = {"process_seconds": round(wall, 2), "people": [figures]}
     seconds = wall if to_the_end else whole_seconds(trained, [person])
     return {
+        **figures,  # its `seconds` are those of the steps that were done
         "name": person["name"],
         "process_seconds": round(wall, 2),
         "seconds": round(seconds, 1),
         "measured_to_the_end": to_the_end,
-        **figures,
     }
 
 
