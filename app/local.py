@@ -34,6 +34,7 @@ from pydantic import Field
 
 from store import embedded
 from store.database import migrate, open_database
+from training.allocator import allocator_environment
 from training.errors import ConfigError, OrchestratorUnavailable, OwnvoiceError
 from training.schemas import Schema
 from training.settings import PROJECT_ROOT, Settings
@@ -461,7 +462,8 @@ class _Start:
     def _gpu_environment(self) -> dict[str, str]:
         """A list of what passes, not of what is held back: the next secret must not slip through."""
         passed = {key: value for key, value in os.environ.items() if _passes_to_gpu(key)}
-        return passed | self._worker_environment() | {"OWNVOICE_ENV_FILE": ""}
+        passed |= self._worker_environment() | {"OWNVOICE_ENV_FILE": ""}
+        return passed | allocator_environment(passed)
 
     # ---- processes ---------------------------------------------------------------------------------
 
@@ -553,7 +555,7 @@ SECRETS = frozenset({"DATABASE_URL", "INTERNAL_API_KEY", "FINE_TUNING_WEBHOOK_UR
 """Variables of the owner's documents that only the CPU side may hold."""
 GPU_NAMES = frozenset(
     {"HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SHELL", "TERM", "CI", "VIRTUAL_ENV"}
-    | {"LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
+    | {"LD_LIBRARY_PATH", "LD_PRELOAD", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
     | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
 )
 GPU_PREFIXES = (

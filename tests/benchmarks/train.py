@@ -4,9 +4,11 @@ Every run is a process of its own that gets the same token ids. A token counts o
 mail, and padding never does; seconds are those of the training steps, the first of which warms up and does
 not count (tests/benchmarks/step_clock.py). Trainers:
 
-    ours         training.lora.train_adapter, preset configs/train/default.yaml, one epoch of it
+    ours         training.lora.train_adapter, preset configs/train/default.yaml, one epoch of it; started as
+                 the GPU worker starts it, with tcmalloc where that is installed
+    ours_system  the same with the system's allocator, where tcmalloc is installed
     trl_best     SFTTrainer in the fastest CPU configuration that was found: bf16 weights, 8 mails a step,
-                 grouped by length, no gradient checkpointing, tcmalloc (else jemalloc) where it is installed,
+                 grouped by length, no gradient checkpointing, tcmalloc where it is installed,
                  and "eager" or "sdpa" attention, whichever is faster in one run of each before the rounds
     trl_default  SFTTrainer with bf16 weights and SFTConfig's own defaults, gradient checkpointing among them
     peft_bf16    transformers and PEFT in a plain loop over our batches, padded; bf16 weights
@@ -24,7 +26,6 @@ The peak is the best bf16 matrix product measured before and after the rounds (t
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 from tests.benchmarks.child import Report, run_child
 from tests.benchmarks.mailboxes import find_mailbox
 from tests.benchmarks.train_data import CACHE, request_for
+from training.allocator import VARIABLE, allocator_environment, find_allocator
 
 TITLE = "Training"
 MAILBOX = "david"
@@ -48,15 +50,15 @@ CHOICE_STEPS = 4
 """Of one run that only chooses the attention."""
 PEFT_STEPS = 8
 QUICK_STEPS = 3
-OTHERS = ("trl_best", "trl_default", "peft_bf16", "peft_fp32")
+OTHERS = ("trl_best", "trl_default", "peft_bf16", "peft_fp32", "ours_system")
 NAMES = {
     "ours": "ours",
+    "ours_system": "ours with the system's memory allocator",
     "trl_best": "TRL, best CPU configuration",
     "trl_default": "TRL, its defaults with bf16 weights",
     "peft_bf16": "PEFT in a plain loop, bf16",
     "peft_fp32": "PEFT in a plain loop, fp32",
 }
-ALLOCATORS = ("tcmalloc_minimal", "tcmalloc", "jemalloc")
 INSTALL_TRL = ".venv/bin/pip install --constraint constraints.txt --editable '.[bench]'"
 
 
@@ -64,7 +66,7 @@ def measure(work: Path, quick: bool, report: Report, rounds: int | None = None) 
     """Run the pairs in turn, `rounds` times, and compare within each pair."""
     mailbox = find_mailbox(MAILBOX)
     has_trl = importlib.util.find_spec("trl") is not None
-    others = [name for name in OTHERS if has_trl or not name.startswith("trl")]
+    others = [name for name in OTHERS if _is_possible(name, has_trl)]
     turns = [name for other in others for name in ("ours", other)] * (1 if quick else rounds or ROUNDS)
     steps_ahead = len(turns) + 4
 
@@ -100,8 +102,8 @@ def measure(work: Path, quick: bool, report: Report, rounds: int | None = None) 
 
 def run(trainer: str, work: Path, quick: bool, report: Report, attention: str | None) -> dict[str, Any]:
     """Run one trainer once in a child of its own; returns its figures."""
-    if trainer == "ours":
-        return run_ours(work, quick, report)
+    if trainer.startswith("ours"):
+        return run_ours(work, quick, report, {} if trainer == "ours_system" else allocator_environment({}))
     if trainer.startswith("peft"):
         request = {
             "work": str(work),
@@ -116,7 +118,7 @@ def run(trainer: str, work: Path, quick: bool, report: Report, attention: str | 
     return run_trl(work, steps, report, attention=attention or "eager")
 
 
-def run_ours(work: Path, quick: bool, report: Report) -> dict[str, Any]:
+def run_ours(work: Path, quick: bool, report: Report, environment: dict[str, str]) -> dict[str, Any]:
     """Run our trainer on the one mailbox; returns its figures."""
     request = {
         "people": [{"name": MAILBOX, "work": str(work)}],
@@ -126,14 +128,14 @@ def run_ours(work: Path, quick: bool, report: Report) -> dict[str, Any]:
         "epochs": 1,
         "max_steps": QUICK_STEPS if quick else None,
     }
-    figures = run_child("tests.benchmarks.train_ours", request, report)
+    figures = run_child("tests.benchmarks.train_ours", request, report, environment)
     (person,) = figures.pop("people")
     return {**figures, **person}
 
 
 def run_trl(work: Path, steps: int, report: Report, *, attention: str | None) -> dict[str, Any]:
     """Run SFTTrainer in its best configuration with this attention, or with its defaults when it is None."""
-    allocator = find_allocator() if attention else None
+    environment = allocator_environment({}) if attention else {}
     request = {
         "work": str(work),
         "preset": PRESET,
@@ -142,9 +144,8 @@ def run_trl(work: Path, steps: int, report: Report, *, attention: str | None) ->
         "attention": attention,
         "sampling": "group_by_length",
     }
-    environment = {"LD_PRELOAD": allocator} if allocator else None
     figures = run_child("tests.benchmarks.train_trl", request, report, environment)
-    return {**figures, "allocator": allocator or "the system's"}
+    return {**figures, "allocator": environment.get(VARIABLE, "the system's")}
 
 
 def choose_attention(work: Path, quick: bool, report: Report) -> tuple[str, dict[str, float]]:
@@ -156,9 +157,10 @@ def choose_attention(work: Path, quick: bool, report: Report) -> tuple[str, dict
     return max(rates, key=lambda name: rates[name]), rates
 
 
-def find_allocator() -> str | None:
-    """Return the library name of the first memory allocator of ALLOCATORS that is installed."""
-    return next((found for name in ALLOCATORS if (found := ctypes.util.find_library(name))), None)
+def _is_possible(trainer: str, has_trl: bool) -> bool:
+    if trainer == "ours_system":
+        return find_allocator() is not None  # else it is what "ours" is
+    return has_trl or not trainer.startswith("trl")
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -528,6 +528,25 @@ def test_whole_training_is_calculated_from_its_measured_parts() -> None:
     assert cohort_speed.whole_seconds(trainer, [{"tokens": 10_200}]) == 15 + 2 + 100
 
 
+def test_trl_is_charged_for_all_epochs_and_not_for_the_steps_it_took(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried: list[str] = []
+
+    def few_steps(work: Path, steps: int, report: Any, *, attention: str) -> dict[str, Any]:
+        tried.append(attention)
+        if attention == "eager":
+            raise OwnvoiceError("ended with exit code -9 and no figures")
+        figures = {"first_step_seconds": 2.0, "first_step_tokens": 100, "seconds": 7.0}
+        return {**figures, "tokens_per_second": 100.0, "attention": attention}
+
+    monkeypatch.setattr(cohort_speed, "run_trl", few_steps)
+    person = {"name": "david", "work": str(tmp_path), "examples": 141, "epochs": 3, "tokens": 10_100}
+    found = cohort_speed.run_trl_person(person, False, False, "eager", lambda *_: None)
+    assert tried == ["eager", "sdpa"]
+    assert found["seconds"] == pytest.approx(found["process_seconds"] - 9 + 2 + 100, abs=0.1)
+
+
 def test_cohorts_are_compared_with_trl_on_the_same_people() -> None:
     one, four, three = cohort_speed.compare(SPEED)["compared"]
     assert one == {"people": 1, "faster_way": "pinned", "trl_adapters_per_hour": 24.0, "ours_to_trl": 3.0}

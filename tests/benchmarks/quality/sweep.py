@@ -32,8 +32,6 @@ CENTRE: dict[str, Any] = {"learning_rate": 1e-3, "rank": 16, "dropout": 0.05, "b
 NEAR = (
     CENTRE,
     *({**CENTRE, "dropout": dropout} for dropout in (0.0, 0.1)),
-    {**CENTRE, "batch_tokens": 1024},
-    {**CENTRE, "batch_tokens": 1024, "dropout": 0.0},
     *({**CENTRE, "learning_rate": rate} for rate in (5e-4, 2e-3)),
     *({**CENTRE, "rank": rank} for rank in (8, 32)),
 )
