@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from training.mail.secrets import passes_mod97
 from training.schemas import MailLoss, Schema
-from training.skill import DRAWS, SEED, bootstrap_statistic, paired_skill
+from training.skill import DRAWS, SEED, bootstrap_statistic, mean_loss, paired_skill
 
 COPY_TOKENS = 12
 """Words in a row that nobody writes twice by chance (references/voice.md §3, 5a)."""
@@ -71,7 +71,7 @@ class HarmMeasure(Schema):
     repeating_base: int | None = None
     """The same of the base's outputs: a small base repeats itself too."""
     neutral_loss: float | None
-    """Mean loss over the neutral tasks of the candidate minus that of the base, nat per token."""
+    """Loss over all tokens of the neutral tasks' answers, the candidate's minus the base's, nat per token."""
 
 
 def measure_harm(
@@ -101,7 +101,6 @@ def measure_harm(
         return None
     kinds = find_leaks(outputs, training_texts)
     facts = [prompt_facts(output.prompt) for output in outputs]
-    neutral = paired_skill(candidate_neutral, base_neutral, draws=1)
     return HarmMeasure(
         outputs=len(outputs),
         leaks=sum(bool(found) for found in kinds),
@@ -118,7 +117,7 @@ def measure_harm(
         own_stop_share=_share_within(max_tokens, base_held_out),
         repeating=sum(most_repeats(output.text) > max_repeats for output in outputs),
         repeating_base=sum(most_repeats(output.text) > max_repeats for output in base_outputs),
-        neutral_loss=None if neutral is None else neutral.mean,
+        neutral_loss=loss_added(base_neutral, candidate_neutral),
     )
 
 
@@ -268,6 +267,23 @@ def _gains(base: Sequence[MailLoss], candidate: Sequence[MailLoss]) -> list[floa
         for loss in candidate
         if loss.tokens and np.isfinite(loss.nll) and loss.example_id in pairs
     ]
+
+
+def loss_added(base: Sequence[MailLoss], candidate: Sequence[MailLoss]) -> float | None:
+    """Return how much more the candidate loses on the same texts, nat per token; None without a common one.
+
+    Over tokens and not over texts: an answer of one word went from 2.9 to 11.8 nat under an adapter that
+    writes no capitals, and alone made 0.9 of a mean of 1.57 over ten tasks; over their tokens it was 0.64.
+    """
+    known = {loss.example_id: loss for loss in base if loss.tokens and np.isfinite(loss.nll)}
+    pairs = [
+        (known[loss.example_id], loss)
+        for loss in candidate
+        if loss.tokens and np.isfinite(loss.nll) and loss.example_id in known
+    ]
+    if not pairs:
+        return None
+    return mean_loss([after for _, after in pairs]) - mean_loss([before for before, _ in pairs])
 
 
 # ---- obedience -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from training.harm import (
     fact_recall,
     find_leaks,
     identifiers,
+    loss_added,
     measure_harm,
     membership_auc,
     most_repeats,
@@ -209,6 +210,14 @@ def test_the_measure_brings_everything_together() -> None:
     assert found.membership_auc == 1.0
     assert (found.fact_recall, found.fact_recall_base, found.facts) == (1.0, 1.0, 1)
     assert found.neutral_loss == pytest.approx(0.1)
+
+
+def test_an_answer_of_one_word_does_not_outweigh_the_others() -> None:
+    word = MailLoss(example_id="word", thread_id="word", nll=3.0, tokens=1)
+    base, candidate = losses("n", 2.0, 2.0), losses("n", 2.1, 2.1)
+    shouted = word.model_copy(update={"nll": 12.0})
+    assert loss_added([*base, word], [*candidate, shouted]) == pytest.approx((0.1 * 100 + 9) / 101)
+    assert loss_added(base, [shouted]) is None
 
 
 def test_without_outputs_nothing_is_measured() -> None:
