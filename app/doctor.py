@@ -113,13 +113,9 @@ def _memory(session: Session) -> Finding:
 def _allocator(session: Session) -> Finding:
     """Training works with any; nothing is missing without the faster one."""
     found = find_allocator()
-    if found:
-        return Finding("allocator", True, f"{found}, for training processes")
-    return Finding(
-        "allocator",
-        True,
-        f"the system's; training on a processor is about a fifth faster after `{INSTALL}`",
-    )
+    hint = f"; training on a processor is about a fifth faster after `{INSTALL}`"
+    detail = f"{found}, for training processes" if found else "the system's"
+    return Finding("allocator", True, detail if found or sys.platform != "linux" else detail + hint)
 
 
 def _disk(session: Session) -> Finding:

@@ -20,6 +20,7 @@ import pytest
 from app import local
 from app.orchestrator import Orchestrator
 from tests.stack import SECRET_VARIABLES, stack_settings, write_hello_project
+from training.allocator import find_allocator
 from training.errors import ConfigError, OrchestratorUnavailable
 from training.schemas import Schema
 from training.settings import PROJECT_ROOT, Settings
@@ -107,6 +108,12 @@ def test_gpu_worker_holds_no_database_or_api_credentials(local_stack: StackOf) -
     assert not any("DATABASE" in name for name in gpu)
     assert gpu["PREFECT_API_URL"] == stack.prefect_api_url
     assert gpu["OWNVOICE_STORAGE_URL"] == cpu["OWNVOICE_STORAGE_URL"]
+
+
+def test_only_training_takes_the_faster_allocator(local_stack: StackOf) -> None:
+    _, stack = local_stack
+    assert _process(stack, "worker-gpu").environ().get("LD_PRELOAD") == find_allocator()
+    assert _process(stack, "worker-cpu").environ().get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")
 
 
 def test_server_is_reachable_from_this_machine_only(local_stack: StackOf) -> None:
