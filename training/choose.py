@@ -17,16 +17,17 @@ from training.estimate import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, characters_
 from training.plan import threads_to_watch
 from training.schemas import Example
 
-MIN_EPOCHS = 3
-"""What every measured default run had as its limit: the best look came after the first or the second epoch of
-all seven (learning rate 1e-3, 51 to 191 mails trained on), so more would only stretch the decay."""
+MIN_EPOCHS = 2
+"""Planned as two, with the whole decay in them, two epochs predict held-out mail at least as well as the best
+look of a plan of three, and are farther from learning single mails by heart (docs/quality.md, "Epochs that
+are planned")."""
 MAX_EPOCHS = 6
 """The attack that tells training mails from others grows with every pass: area under the curve 0.775 after 3
 epochs (LoRA-Leak, arXiv 2507.18302). Panza goes to 11 at 75 mails, at a hundredth of our learning rate and
 for a training perplexity that is close to memorising; half of that is the most that is tried here."""
-PLANNED_STEPS = 50
+PLANNED_STEPS = 36
 """Optimiser steps that a plan should have. The best looks of the three smallest mailboxes measured came after
-36, 36 and 40 steps, and the linear decay should end soon after the best look, not long before it."""
+36, 36 and 40 steps, and the linear decay should end there."""
 RATE = 1e-3
 """Of 5e-4, 1e-3 and 2e-3 the lowest validation loss on three mailboxes, where an early stop ends training."""
 RATE_UNWATCHED = 5e-4
@@ -39,8 +40,9 @@ SCALE = 2.0
 """alpha / rank, the owner's 32 / 16."""
 DROPOUT = 0.05
 """The owner's. 0 is level with it (two mailboxes, validation loss +0.003 and 0.000)."""
+MANY_EPOCHS = 3
 DROPOUT_MORE_PASSES = 0.1
-"""Above MIN_EPOCHS: dropout is one of two cheap remedies against that attack. Its cost is not measured."""
+"""Above MANY_EPOCHS: dropout is one of two cheap remedies against that attack. Its cost is not measured."""
 WATCHED_SHARE = 0.1
 MAX_WATCHED = 40
 """Mails. 39 show a difference of 0.10 nat when losses of paired mails scatter by 0.25 (n >= (2.49 s / d)^2);
@@ -85,7 +87,7 @@ def choose(config: TrainConfig, train: Sequence[Example]) -> Chosen:
         chosen["lora.alpha"] = SCALE * chosen.get("lora.rank", config.lora.rank)
     if "lora.dropout" in config.auto:
         passes = chosen.get("epochs", config.epochs)
-        chosen["lora.dropout"] = DROPOUT_MORE_PASSES if passes > MIN_EPOCHS else DROPOUT
+        chosen["lora.dropout"] = DROPOUT_MORE_PASSES if passes > MANY_EPOCHS else DROPOUT
     reason = _sentence(chosen, mails, tokens, steps, watched, unwatched)
     return Chosen(_with_numbers(config, chosen, reason), reason)
 

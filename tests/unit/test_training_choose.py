@@ -30,7 +30,7 @@ def preset(text: dict[str, object]) -> TrainConfig:
 
 
 @pytest.mark.parametrize(
-    ("steps", "epochs"), [(0, 6), (4, 6), (8.4, 6), (10, 5), (12.5, 4), (16, 3), (300, 3)]
+    ("steps", "epochs"), [(0, 6), (4, 6), (6.5, 6), (7.5, 5), (10, 4), (12, 3), (16, 2), (300, 2)]
 )
 def test_the_shorter_an_epoch_the_more_of_them_are_allowed(steps: float, epochs: int) -> None:
     assert choose_epochs(steps) == epochs
@@ -38,12 +38,12 @@ def test_the_shorter_an_epoch_the_more_of_them_are_allowed(steps: float, epochs:
 
 def test_fewer_tokens_get_more_passes_and_more_dropout() -> None:
     few, many = choose(DEFAULT, mailbox(60)).config, choose(DEFAULT, mailbox(300)).config
-    assert (few.epochs, few.lora.dropout) == (6, 0.1)
-    assert (many.epochs, many.lora.dropout) == (3, 0.05)
+    assert (few.epochs, few.lora.dropout) == (5, 0.1)
+    assert (many.epochs, many.lora.dropout) == (2, 0.05)
 
 
 def test_it_is_tokens_that_count_and_not_mails() -> None:
-    assert choose(DEFAULT, mailbox(80, words=150)).config.epochs == 3
+    assert choose(DEFAULT, mailbox(80, words=150)).config.epochs == 2
 
 
 def test_mail_that_is_set_aside_makes_no_steps() -> None:
@@ -96,7 +96,7 @@ def test_the_reason_gives_the_values_and_the_counts() -> None:
     examples = mailbox(141, words=50)
     reason = choose(DEFAULT, examples).reason
     assert reason.startswith(
-        "Chosen from the mail: epochs at most 3, learning rate 0.001, rank 16, alpha 32, dropout 0.05, "
+        "Chosen from the mail: epochs at most 2, learning rate 0.001, rank 16, alpha 32, dropout 0.05, "
         "early stop by the newest 14; because 141 training mails of about "
     )
     assert f"{count_tokens(examples, DEFAULT):,} tokens" in reason and reason.endswith("steps an epoch.")

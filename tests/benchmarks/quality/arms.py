@@ -30,7 +30,7 @@ from training.errors import TrainingDiverged
 from training.evidence import Outputs, chosen_prompts, gather_evidence
 from training.full_gate import Evidence, decide_full
 from training.gate_config import load_gate_config
-from training.harm import Generation
+from training.harm import Generation, membership_auc, overfit_gap
 from training.measure import PERSONA_SAMPLE, TRAIN_SAMPLE, spread_evenly
 from training.neutral_tasks import neutral_examples, swapped_examples
 from training.panel import panel_members, panel_texts
@@ -112,6 +112,23 @@ def measure_arm(run: Run, work: Path) -> dict[str, Any]:
         "held_out": numbers(measured.candidate.held_out),
         "base": numbers(measured.base.held_out),
         "course": {} if folder is None else read_course(folder),
+    }
+
+
+def measure_learnt_by_heart(run: Run, work: Path) -> dict[str, Any]:
+    """Train by a recipe; return held-out losses, and what tells trained mail from held-out mail."""
+    person = read_mails(run.mailbox)
+    folder = trained(run.mailbox, run.settings["recipe"], work)
+    sample = trained_sample(run.mailbox, folder, work)
+    base, adapter = (
+        (losses(arm, person.held_out, work), losses(arm, sample, work)) for arm in (None, folder)
+    )
+    return {
+        "held_out": numbers(adapter[0]),
+        "base": numbers(base[0]),
+        "overfit_gap": overfit_gap(base[0], adapter[0], base[1], adapter[1]),
+        "membership_auc": membership_auc(base[0], adapter[0], base[1], adapter[1]),
+        "course": read_course(folder),
     }
 
 

@@ -224,6 +224,12 @@ def _cross(run: Run, work: Path) -> dict[str, Any]:
     return measure_cross(run, work)
 
 
+def _learnt_by_heart(run: Run, work: Path) -> dict[str, Any]:
+    from tests.benchmarks.quality.arms import measure_learnt_by_heart
+
+    return measure_learnt_by_heart(run, work)
+
+
 def _instructions(run: Run, work: Path) -> dict[str, Any]:
     from tests.benchmarks.quality.playback import measure_instructions
 
@@ -238,5 +244,6 @@ KINDS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
     "newest mails": train_on_newest,
     "arm": _arm,
     "cross": _cross,
+    "learnt by heart": _learnt_by_heart,
     "instructions": _instructions,
 }
