@@ -190,8 +190,10 @@ FINAL_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CAN
 ACTIVE_STATUSES = frozenset(JobStatus) - FINAL_STATUSES
 
 ALLOWED_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    # Forward by one stage or, when a retry finds a stage already finished, past it; any active job may
-    # fail or be cancelled; only FAILED may be taken up again (PENDING), COMPLETED and CANCELLED are final.
+    # Forward by one stage or, when a retry finds a stage already finished, past it; back only from preparing
+    # to extracting, since mail passes between the two in memory and a second try reads it again. Any active
+    # job may fail or be cancelled; only FAILED may be taken up again (PENDING), COMPLETED and CANCELLED are
+    # final.
     JobStatus.PENDING: frozenset(
         {
             JobStatus.EXTRACTING_DATA,
@@ -204,7 +206,9 @@ ALLOWED_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
         }
     ),
     JobStatus.EXTRACTING_DATA: frozenset({JobStatus.PREPARING_DATA, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.PREPARING_DATA: frozenset({JobStatus.TRAINING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.PREPARING_DATA: frozenset(
+        {JobStatus.EXTRACTING_DATA, JobStatus.TRAINING, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
     JobStatus.TRAINING: frozenset({JobStatus.EVALUATING, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.EVALUATING: frozenset(
         {JobStatus.DEPLOYING, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}

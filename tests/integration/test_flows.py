@@ -46,6 +46,7 @@ from training.errors import (
     OwnvoiceError,
     ServingUnavailable,
     StorageError,
+    StoreError,
 )
 from training.schemas import (
     ArmLosses,
@@ -608,6 +609,30 @@ def test_engine_that_stays_busy_fails_the_job_and_retry_publishes_what_was_kept(
 
 
 # ---- taking a job up ---------------------------------------------------------------------------------
+
+
+def test_database_that_is_away_while_the_data_set_is_made_is_tried_again(
+    db: Database, anna: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail passes from reading to preparing in memory only, so the second try reads it again."""
+    from flows.train_user import train_user
+    from tasks import data
+
+    away = iter([StoreError("The database is away.")])
+    really = jobs.record
+
+    def record(*arguments: object, **values: object) -> None:
+        if "training_emails" in values:  # written in PREPARE
+            for error in away:
+                raise error
+        really(*arguments, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(data.jobs, "record", record)
+    monkeypatch.setattr(data.prepare_data, "retry_delay_seconds", [0.1, 0.1])
+    with pytest.raises(NotEnoughMail, match="100"):
+        train_user(anna.id)
+    (job,) = jobs.list_jobs(db, anna.id)
+    assert job.error_code == NotEnoughMail.code and next(away, None) is None
 
 
 def test_run_without_a_job_makes_one_and_says_in_it_what_is_missing(db: Database, anna: User) -> None:
