@@ -46,7 +46,7 @@ def section(ledger: Ledger) -> str:
         [
             "The default recipe but for the plan; linear decay to the plan's end, early stop. `kept after`: "
             "steps and epochs of the weights that are kept. `overfit gap`: how much more was gained on 60 "
-            "mails that were trained on than on held-out mail, nat per token; `membership`: how well the gain "
+            "mails that were trained on than on held-out mail, nat per token; `membership`: how well that "
             "tells the one from the other (0.5: not at all). Minutes on one core beside another training.",
             table(header, rows),
         ]
