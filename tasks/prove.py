@@ -39,6 +39,7 @@ def evaluate_adapter(job_id: str) -> GateDecision:
                 update={
                     "device_seconds": float(found["gpuSeconds"]),
                     "load_seconds": float(found.get("loadSeconds", 0)),
+                    "trainers": int(found.get("trainers", 1)),
                 }
             ),
             adapter_size=folder.size_of(ADAPTER_GGUF),

@@ -130,7 +130,7 @@ class Estimate(Schema):
 
 
 class MeasuredRun(Schema):
-    """What one finished training took; estimates rest on these."""
+    """What one finished training took of its device; estimates rest on these."""
 
     device: str
     config: dict[str, Any]
@@ -283,9 +283,12 @@ class JobMetrics(Schema):
     train_characters: int = 0
     """Characters of the training examples' prompts and replies."""
     device_seconds: float | None = None
-    """Seconds for which the device was at work on the job: what is paid for."""
+    """Seconds for which the device was at work on the job: what is paid for. Where `trainers` shared it,
+    their equal part of the time that passed."""
     load_seconds: float = 0
-    """Of them reading the base model; 0 where an earlier job of the cohort had."""
+    """Reading the base model; 0 where an earlier job of the cohort had."""
+    trainers: int = 1
+    """Trainers that shared the device; `train_seconds` and `load_seconds` are the time that passed."""
     steps: int = 0
     epochs: float = 0
     final_train_loss: float | None = None
@@ -506,7 +509,8 @@ class TrainingProgress(Schema):
     phase: str = "train"
     """`load`, `train`, `held_out` or `export`."""
     seconds: float = 0
-    """Seconds since the device began with this job: what it is charged for."""
+    """Seconds of the device since it began with this job: what it is charged for. Of a device that several
+    trainers share, each one's part."""
 
 
 class TrainingResult(Schema):
