@@ -35,6 +35,7 @@ from tasks.job_folder import (
 )
 from tasks.progress import not_essential
 from tasks.tools import settings, without_mail_text
+from tasks.trainer_process import trainers_here
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import ChatTemplate, encode, from_jsonl
@@ -198,8 +199,10 @@ def _metrics(
 ) -> dict[str, Any]:
     """Return what the CPU side needs to judge, record and charge the job; losses are per mail, by id."""
     return {
-        # A resumed training is paid for from its first step on, not only since the last crash.
-        "gpuSeconds": round(seconds + result.earlier_seconds, 2),
+        # A resumed training is paid for from its first step on, not only since the last crash. Trainers that
+        # share a device share its price: the sum over a cohort is never more than the time that passed.
+        "gpuSeconds": round((seconds + result.earlier_seconds) / trainers_here(), 2),
+        "trainers": trainers_here(),
         "loadSeconds": round(load_seconds, 2),
         "training": result.to_json_dict(),
         "adapterDigest": digest,
@@ -221,14 +224,12 @@ class _Reporter:
         self._artifact: UUID | None = None
 
     def phase(self, phase: str) -> None:
-        self.last = self.last.model_copy(
-            update={"phase": phase, "seconds": round(time.monotonic() - self.started, 2)}
-        )
+        self.last = self.last.model_copy(update={"phase": phase, "seconds": self._device_seconds()})
         self._write()
 
     def step(self, progress: TrainingProgress) -> None:
         now = time.monotonic()
-        self.last = progress.model_copy(update={"seconds": round(now - self.started, 2)})
+        self.last = progress.model_copy(update={"seconds": self._device_seconds()})
         if now - self._written >= PROGRESS_EVERY_S or progress.step == progress.steps:
             self._write()
         if now - self._shown >= ARTIFACT_EVERY_S:
@@ -259,6 +260,9 @@ class _Reporter:
         with not_essential("The loss curve"):
             create_table_artifact(table=rows, key=f"loss-curve-{job_id}", description="Nat per reply token")
             create_markdown_artifact(key=f"training-{job_id}", markdown=text, description="Training run")
+
+    def _device_seconds(self) -> float:
+        return round((time.monotonic() - self.started) / trainers_here(), 2)
 
     def _write(self) -> None:
         self._written = time.monotonic()
