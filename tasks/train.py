@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -185,7 +186,8 @@ def _loaded_base(base_model: str, config: TrainConfig) -> LoadedBase:
     if key not in _BASES:
         _BASES.clear()  # two bases at once would need the memory of both
         started = time.monotonic()
-        _BASES[key] = load_base(find_base_model(base_model), settings().cache, config)
+        base = load_base(find_base_model(base_model), settings().cache, config)
+        _BASES[key] = replace(base, trainers=trainers_here())
         get_run_logger().info("loaded %s in %.1f s", base_model, time.monotonic() - started)
     return _BASES[key]
 
@@ -201,7 +203,7 @@ def _metrics(
     return {
         # A resumed training is paid for from its first step on, not only since the last crash. Trainers that
         # share a device share its price: the sum over a cohort is never more than the time that passed.
-        "gpuSeconds": round((seconds + result.earlier_seconds) / trainers_here(), 2),
+        "gpuSeconds": round(seconds / trainers_here() + result.earlier_seconds, 2),
         "trainers": trainers_here(),
         "loadSeconds": round(load_seconds, 2),
         "training": result.to_json_dict(),

@@ -530,7 +530,8 @@ class TrainingResult(Schema):
     device: str
     resumed_from_step: int = 0
     earlier_seconds: float = 0
-    """Of `train_seconds`, those before the process that ended it took over."""
+    """Seconds of the device before the process that ended it took over: of `train_seconds`, or the part of
+    them that it is charged for where several trainers shared the device."""
     best_step: int = 0
     """The step whose weights were saved; 0: those that training began with."""
     stopped_early: bool = False
