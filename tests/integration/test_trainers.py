@@ -185,6 +185,7 @@ def test_one_job_is_cancelled_and_its_neighbours_go_on(start: Any, storage: str)
     assert other.exists(METRICS) and third.exists(METRICS)
 
 
+@pytest.mark.slow
 def test_killed_trainer_ends_the_run_as_crashed_and_its_neighbour_saves(start: Any, storage: str) -> None:
     both = [job(storage, "first", ENDLESS), job(storage, "second", ENDLESS)]
     waiting = job(storage, "waiting", 2)
@@ -202,6 +203,7 @@ def test_killed_trainer_ends_the_run_as_crashed_and_its_neighbour_saves(start: A
     goes_on(start, next(folder for folder in both if checkpoint(folder).exists()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_run_that_is_told_to_end_takes_its_trainers_along_and_they_save(
     start: Any, storage: str, number: int
@@ -218,6 +220,7 @@ def test_run_that_is_told_to_end_takes_its_trainers_along_and_they_save(
     goes_on(start, both[1])
 
 
+@pytest.mark.slow
 def test_trainers_notice_that_their_run_was_killed_and_save(start: Any, storage: str) -> None:
     both = [job(storage, "first", ENDLESS), job(storage, "second", ENDLESS)]
     run = start(*both, job(storage, "waiting", 2))
