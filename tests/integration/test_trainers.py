@@ -18,13 +18,17 @@ import psutil
 import pytest
 
 from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, ERROR, HELD_OUT, METRICS, PROGRESS, SPEC, JobFolder
+from tasks.trainers import decide_trainers
 from tests.adapters import smollm2_gguf
 from tests.bases import persona_mails
 from tests.e2e.stack import wait_for
 from tests.prefect_server import PASSWORD, PrefectServer
+from training.base_models import find_base_model
 from training.checkpoint import CHECKPOINT_FILE
-from training.config import load_train_config
+from training.config import TrainConfig, load_train_config
 from training.dataset import to_jsonl
+from training.machine_memory import free_machine_bytes
+from training.memory import plan_memory
 from training.schemas import JobSpec
 from training.settings import PROJECT_ROOT
 
@@ -33,20 +37,22 @@ BASE = "smollm2-135m"
 ENDLESS = 10_000
 """Steps: far more than a test waits for."""
 SAME_LOSS = 0.02
-"""nat: what one and two threads may differ by in the mean held-out loss, in bf16 (seen: under 0.005)."""
+"""nat: what one and two threads may differ by in the mean held-out loss, in bf16."""
 
 
 @pytest.fixture
 def storage(home: Path, base_cache: Path) -> str:
     smollm2_gguf()
+    needed = plan_memory(find_base_model(BASE).dimensions, config_of(1), kind="cpu").total
+    if decide_trainers(3, 2, needed_bytes=needed, free_bytes=free_machine_bytes()) == 1:
+        pytest.skip(
+            f"two trainers need {2 * needed / 1e9:.1f} GB and a tenth more; free less of this machine"
+        )
     (home / "cache").symlink_to(base_cache)
     return str(home / "storage")
 
 
-def job(storage: str, name: str, steps: int, mails: int = 12) -> JobFolder:
-    folder = JobFolder(storage, name)
-    folder.write_text(DATASET, to_jsonl(persona_mails(mails)))
-    folder.write_text(HELD_OUT, to_jsonl(persona_mails(3, first=90)))
+def config_of(steps: int) -> TrainConfig:
     changes = {
         "max_steps": steps,
         "epochs": 1 if steps < ENDLESS else 20,  # 20 at most
@@ -54,7 +60,14 @@ def job(storage: str, name: str, steps: int, mails: int = 12) -> JobFolder:
         "checkpoint_every_s": 3600,
         "lora": {"rank": 2, "dropout": 0.1},
     }
-    config = load_train_config("cpu-smoke", changes).model_dump(mode="json")
+    return load_train_config("cpu-smoke", changes)
+
+
+def job(storage: str, name: str, steps: int, mails: int = 12) -> JobFolder:
+    folder = JobFolder(storage, name)
+    folder.write_text(DATASET, to_jsonl(persona_mails(mails)))
+    folder.write_text(HELD_OUT, to_jsonl(persona_mails(3, first=90)))
+    config = config_of(steps).model_dump(mode="json")
     folder.write_json(
         SPEC, JobSpec(job_id=name, base_model=BASE, version=1, train_config=config).to_json_dict()
     )
@@ -143,11 +156,14 @@ def test_three_people_in_two_trainers_get_the_adapters_of_one_warm_process(
     sizes = (24, 8, 16)
     beside = [job(storage, name, 6, mails) for name, mails in zip(people, sizes, strict=True)]
     alone = [job(storage, f"{name}-alone", 6, mails) for name, mails in zip(people, sizes, strict=True)]
-    runs = start(*beside), start(*alone, trainers=1)
-    assert [run.process.wait(300) for run in runs] == [0, 0]
-    for run, loads in zip(runs, (2, 1), strict=True):
+    for folders, trainers, loads in ((beside, 2, 2), (alone, 1, 1)):
+        run = start(*folders, trainers=trainers)
+        assert run.process.wait(300) == 0
         assert run.state()["type"] == "COMPLETED"
-        assert sum(message.startswith(f"loaded {BASE}") for message in messages(prefect, run)) == loads
+        said = messages(prefect, run)
+        if trainers == 2 and any(message.startswith("One process trains all") for message in said):
+            pytest.skip("memory ran short meanwhile, and the jobs were trained in one process")
+        assert sum(message.startswith(f"loaded {BASE}") for message in said) == loads, said
     for one, other in zip(beside, alone, strict=True):
         shared, warm = one.read_json(METRICS), other.read_json(METRICS)
         assert shared["training"]["device"] == "cpu (1 thread)"
