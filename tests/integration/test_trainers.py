@@ -45,9 +45,7 @@ def storage(home: Path, base_cache: Path) -> str:
     smollm2_gguf()
     needed = plan_memory(find_base_model(BASE).dimensions, config_of(1), kind="cpu").total
     if decide_trainers(3, 2, needed_bytes=needed, free_bytes=free_machine_bytes()) == 1:
-        pytest.skip(
-            f"two trainers need {2 * needed / 1e9:.1f} GB and a tenth more; free less of this machine"
-        )
+        pytest.skip(f"two trainers need {2 * needed / 1e9:.1f} GB and a tenth more")
     (home / "cache").symlink_to(base_cache)
     return str(home / "storage")
 
