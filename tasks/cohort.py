@@ -86,7 +86,7 @@ def train_together(job_ids: Sequence[str]) -> Iterator[Ended]:
     """Train jobs of one base model in one GPU run; yield each as soon as it has ended there.
 
     A run whose process died is started again for the jobs that it had not finished, the one that it was
-    at work on last: if that one killed it, its neighbours are done by then.
+    at work on last, one after another: if one of them killed it, its neighbours are done by then.
     """
     waiting = [job_id for job_id in job_ids if not _is_over(job_id)]
     yield from (Ended(job_id) for job_id in job_ids if job_id not in waiting)
@@ -134,6 +134,8 @@ def start_training(job_ids: Sequence[str], attempt: int) -> UUID:
                     "job_ids": list(job_ids),
                     "base_model": entered[0].base_model,
                     "storage_url": settings().storage,
+                    # After a death the job that did it must be alone at work when it dies again.
+                    "side_by_side": attempt == 1,
                 },
                 timeout=0,
                 # Its runs are found by these tags; a name given here would be replaced by the flow's own.

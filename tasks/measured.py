@@ -19,7 +19,9 @@ class Measured:
     device_seconds: float
     """For which the device was at work on the job."""
     load_seconds: float
-    """Of them reading the base model."""
+    """Reading the base model."""
+    trainers: int = 1
+    """Trainers that shared the device."""
     panel_seconds: float = 0
     """Besides: training the reference adapters, by the first job of a base on a machine."""
 
@@ -51,5 +53,6 @@ def read_measured(folder: JobFolder) -> Measured:
         adapter_digest=str(found["adapterDigest"]),
         device_seconds=float(found["gpuSeconds"]),
         load_seconds=float(found.get("loadSeconds", 0)),
+        trainers=int(found.get("trainers", 1)),
         panel_seconds=float(found.get("panelSeconds", 0)),
     )

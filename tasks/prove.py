@@ -67,6 +67,7 @@ def _job_metrics(measured: Measured, decision: GateDecision) -> JobMetrics:
         train_seconds=round(training.train_seconds, 2),
         device_seconds=measured.device_seconds,
         load_seconds=measured.load_seconds,
+        trainers=measured.trainers,
         steps=training.steps,
         epochs=training.epochs,
         final_train_loss=round(training.final_train_loss, 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -36,6 +37,7 @@ from tasks.job_folder import (
 )
 from tasks.progress import not_essential
 from tasks.tools import settings, without_mail_text
+from tasks.trainer_process import trainers_here
 from training.base_models import find_base_model
 from training.config import TrainConfig, parse_train_config
 from training.dataset import ChatTemplate, encode, from_jsonl
@@ -226,7 +228,8 @@ def _loaded_base(base_model: str, config: TrainConfig) -> LoadedBase:
     if key not in _BASES:
         _BASES.clear()  # two bases at once would need the memory of both
         started = time.monotonic()
-        _BASES[key] = load_base(find_base_model(base_model), settings().cache, config)
+        base = load_base(find_base_model(base_model), settings().cache, config)
+        _BASES[key] = replace(base, trainers=trainers_here())
         get_run_logger().info("loaded %s in %.1f s", base_model, time.monotonic() - started)
     return _BASES[key]
 
@@ -241,11 +244,13 @@ def _metrics(
 ) -> dict[str, Any]:
     """Return what the CPU side needs to judge, record and charge the job; losses are per mail, by id."""
     return {
-        # A resumed training is paid for from its first step on, not only since the last crash.
-        "gpuSeconds": round(seconds + result.earlier_seconds, 2),
+        # A resumed training is paid for from its first step on, not only since the last crash. Trainers that
+        # share a device share its price: the sum over a cohort is never more than the time that passed.
+        "gpuSeconds": round(seconds / trainers_here() + result.earlier_seconds, 2),
+        "trainers": trainers_here(),
         "loadSeconds": round(load_seconds, 2),
         # Apart from the job's own: paid once per base and machine, it must not make the next estimate wrong.
-        "panelSeconds": round(panel_seconds, 2),
+        "panelSeconds": round(panel_seconds / trainers_here(), 2),
         "training": result.to_json_dict(),
         "adapterDigest": digest,
         "losses": losses.to_json_dict(),
@@ -266,14 +271,12 @@ class _Reporter:
         self._artifact: UUID | None = None
 
     def phase(self, phase: str) -> None:
-        self.last = self.last.model_copy(
-            update={"phase": phase, "seconds": round(time.monotonic() - self.started, 2)}
-        )
+        self.last = self.last.model_copy(update={"phase": phase, "seconds": self._device_seconds()})
         self._write()
 
     def step(self, progress: TrainingProgress) -> None:
         now = time.monotonic()
-        self.last = progress.model_copy(update={"seconds": round(now - self.started, 2)})
+        self.last = progress.model_copy(update={"seconds": self._device_seconds()})
         if now - self._written >= PROGRESS_EVERY_S or progress.step == progress.steps:
             self._write()
         if progress.phase == "train" and now - self._shown >= ARTIFACT_EVERY_S:
@@ -311,6 +314,9 @@ class _Reporter:
         with not_essential("The loss curve"):
             create_table_artifact(table=rows, key=f"loss-curve-{job_id}", description="Nat per reply token")
             create_markdown_artifact(key=f"training-{job_id}", markdown=text, description="Training run")
+
+    def _device_seconds(self) -> float:
+        return round((time.monotonic() - self.started) / trainers_here(), 2)
 
     def _write(self) -> None:
         self._written = time.monotonic()

@@ -42,10 +42,11 @@ class RunState:
     """What must survive a crash: master weights, optimiser, random state, losses, the early stop with its
     best weights, tokens and seconds."""
 
-    def __init__(self, folder: Path, fingerprint: str, early: EarlyStop) -> None:
+    def __init__(self, folder: Path, fingerprint: str, early: EarlyStop, trainers: int = 1) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
         self.early = early
+        self.trainers = trainers
         self.losses: list[float] = []
         self.step = 0
         """Steps done: their loss may still be on its way from the GPU."""
@@ -53,6 +54,8 @@ class RunState:
         """Tokens trained on."""
         self.seconds = 0.0
         """Seconds of training before this session."""
+        self.device_seconds = 0.0
+        """Of them this training's part, where several trainers shared the device then."""
         self._random = random_state()
 
     def step_done(self, tokens: int) -> None:
@@ -83,6 +86,7 @@ class RunState:
         self.early.restore(saved["early"])
         self.losses = list(saved["losses"])
         self.step, self.tokens, self.seconds = int(saved["step"]), saved["tokens"], saved["seconds"]
+        self.device_seconds = saved.get("device_seconds", self.seconds)
         return self.step
 
     def save(self, session_seconds: float, weights: FlatParameters, optimiser: torch.optim.Optimizer) -> None:
@@ -101,6 +105,7 @@ class RunState:
                     "losses": self.losses,
                     "tokens": self.tokens,
                     "seconds": self.seconds + session_seconds,
+                    "device_seconds": self.device_seconds + session_seconds / self.trainers,
                 },
                 aside,
             )

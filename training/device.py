@@ -71,4 +71,5 @@ def device_name(device: torch.device, gpus: int = 1) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return name if gpus == 1 else f"{gpus} x {name}"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} {'thread' if threads == 1 else 'threads'})"

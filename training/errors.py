@@ -12,6 +12,7 @@
     ├── InvalidTransition       the job is not in a status that allows this
     ├── TrainingDiverged        the loss became NaN, exploded or never moved (`step`, `loss`)
     ├── TrainingCancelled       somebody asked for the job to stop
+    ├── TrainerDied             one of several processes that train a cohort was killed
     ├── StoreError              PostgreSQL refused (wraps psycopg)
     │   └── StoreUnavailable    it does not answer: retry
     ├── StorageError            the job folder cannot be read or written
@@ -107,6 +108,12 @@ class TrainingDiverged(OwnvoiceError):
 
 class TrainingCancelled(OwnvoiceError):
     code = "CANCELLED"
+
+
+class TrainerDied(OwnvoiceError):
+    """One of several processes that train a cohort was killed: the jobs left go on from their checkpoints."""
+
+    code = "TRAINING_CRASHED"
 
 
 class StoreError(OwnvoiceError):

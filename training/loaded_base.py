@@ -39,6 +39,8 @@ class LoadedBase:
     """Where the token ids go: the device of the input embedding."""
     free_bytes: tuple[int, ...] = ()
     """What each device had free before the weights were loaded; empty: not known, and nothing is refused."""
+    trainers: int = 1
+    """Processes that share the device, this one among them: each is charged for its part."""
 
     @property
     def device_name(self) -> str:

@@ -81,7 +81,10 @@ class Run:
         self._optimiser = make_optimiser(self.weights.master, config)
         self.early = EarlyStop(config.patience, config.min_delta)
         self.state = RunState(
-            out_dir / "checkpoint", fingerprint(config, examples, base.info, start_digest), self.early
+            out_dir / "checkpoint",
+            fingerprint(config, examples, base.info, start_digest),
+            self.early,
+            base.trainers,
         )
         self.first_step = self.state.resume(self.weights, self._optimiser)
         self._losses = StepLosses(self.state.losses, late=base.device.type == "cuda")
@@ -204,7 +207,7 @@ class Run:
             peak_memory_bytes=peak_memory_bytes(self.base.device),
             device=self.base.device_name,
             resumed_from_step=self.first_step,
-            earlier_seconds=self.state.seconds,
+            earlier_seconds=self.state.device_seconds,
             best_step=self.early.best_step if self.early.curve else done,
             stopped_early=done < self.steps,
             stop_reason=self.early.describe(done, len(self._plan), self._split.reason),

@@ -130,7 +130,7 @@ class Estimate(Schema):
 
 
 class MeasuredRun(Schema):
-    """What one finished training took; estimates rest on these."""
+    """What one finished training took of its device; estimates rest on these."""
 
     device: str
     config: dict[str, Any]
@@ -291,9 +291,12 @@ class JobMetrics(Schema):
     train_characters: int = 0
     """Characters of the training examples' prompts and replies."""
     device_seconds: float | None = None
-    """Seconds for which the device was at work on the job: what is paid for."""
+    """Seconds for which the device was at work on the job: what is paid for. Where `trainers` shared it,
+    their equal part of the time that passed."""
     load_seconds: float = 0
-    """Of them reading the base model; 0 where an earlier job of the cohort had."""
+    """Reading the base model; 0 where an earlier job of the cohort had."""
+    trainers: int = 1
+    """Trainers that shared the device; `train_seconds` and `load_seconds` are the time that passed."""
     steps: int = 0
     epochs: float = 0
     final_train_loss: float | None = None
@@ -526,7 +529,8 @@ class TrainingProgress(Schema):
     references: int = 0
     """How many of them are trained before the job's own adapter: none once the machine has them."""
     seconds: float = 0
-    """Seconds since the device began with this job: what it is charged for."""
+    """Seconds of the device since it began with this job: what it is charged for. Of a device that several
+    trainers share, each one's part."""
 
 
 class TrainingResult(Schema):
@@ -546,7 +550,8 @@ class TrainingResult(Schema):
     device: str
     resumed_from_step: int = 0
     earlier_seconds: float = 0
-    """Of `train_seconds`, those before the process that ended it took over."""
+    """Seconds of the device before the process that ended it took over: of `train_seconds`, or the part of
+    them that it is charged for where several trainers shared the device."""
     best_step: int = 0
     """The step whose weights were saved; 0: those that training began with."""
     stopped_early: bool = False

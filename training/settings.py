@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     """Seconds for which a job retries a serving engine that does not answer."""
     cohort_size: int = Field(8, ge=1, le=64, validation_alias=_names("OWNVOICE_COHORT_SIZE"))
     """Most jobs that share one loaded base model in one GPU run."""
+    trainers: int | None = Field(None, ge=1, le=64, validation_alias=_names("OWNVOICE_TRAINERS"))
+    """Single-threaded processes that train a cohort on CPU; 1: one process with a thread per core. Unset:
+    one per core when there are more jobs than cores."""
     timezone: str = Field("UTC", validation_alias=_names("OWNVOICE_TIMEZONE"))
     """IANA time zone of the daily schedules (prefect.yaml), for example Europe/Berlin."""
     zombie_after_s: float = Field(

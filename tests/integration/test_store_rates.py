@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from store import jobs
 from store.database import Database
 from store.rates import measured_runs
@@ -15,6 +17,7 @@ from training.schemas import Example, Job, JobMetrics
 
 BASE = "smollm2-135m"
 CPU, GPU = "cpu (2 threads)", "NVIDIA L4"
+ONE_OF_TWO = "cpu (1 thread)"
 CONFIG = TrainConfig()
 
 
@@ -72,6 +75,30 @@ def test_a_base_that_the_device_has_not_trained_yet_is_a_first_guess_for_that_de
     device, runs = measured_runs(db, "llama-3.1-8b")
     base = find_base_model("llama-3.1-8b")
     assert rates_of(base, CONFIG, device, runs).tokens_per_second == base.gpu_tokens_per_second
+
+
+def test_a_lone_job_is_estimated_by_runs_that_had_the_processor_to_themselves(db: Database) -> None:
+    finished(db, "anna")
+    finished(db, "bert", device=ONE_OF_TWO, trainers=2)
+    device, runs = measured_runs(db, BASE)
+    assert (device, len(runs)) == (CPU, 1)
+
+
+def test_a_trainers_rate_is_no_rate_of_the_gpu_that_trained_before_it(db: Database) -> None:
+    finished(db, "anna", device=GPU)
+    finished(db, "bert", device=ONE_OF_TWO, trainers=2)
+    assert measured_runs(db, BASE)[0] == ONE_OF_TWO
+
+
+def test_seconds_of_trainers_side_by_side_are_the_devices_share_until_something_better_is_known(
+    db: Database,
+) -> None:
+    tokens = 3 * (100 * TEMPLATE_TOKENS + 10_000)
+    seconds = tokens / 250  # each at half the speed, both at once
+    shared = {"train_seconds": seconds, "load_seconds": 8.0, "device_seconds": (seconds + 8 + 52) / 2}
+    finished(db, "anna", device=ONE_OF_TWO, trainers=2, **shared)
+    rates = rates_of(find_base_model(BASE), CONFIG, *measured_runs(db, BASE))
+    assert (rates.tokens_per_second, rates.fixed_seconds) == (pytest.approx(500), pytest.approx(30))
 
 
 def test_after_the_first_run_on_a_device_the_estimate_is_within_a_quarter(db: Database) -> None:

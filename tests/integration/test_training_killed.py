@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -203,3 +204,37 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_checkpoint_is_resumed_by_another_number_of_threads(tmp_path: Path, whole: TrainingResult) -> None:
+    """From a trainer with one thread, say, to a process that has all of them: equal up to rounding."""
+
+    def end(progress: TrainingProgress) -> None:
+        if progress.step == 5:
+            raise ToldToEnd
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with pytest.raises(ToldToEnd):
+            train_adapter(CONFIG, MAILS, tiny_base(), tmp_path, on_progress=end)
+        torch.set_num_threads(2)
+        resumed = go_on(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert resumed.resumed_from_step == 5
+    losses, expected = ([loss for _, loss in run.loss_curve] for run in (resumed, whole))
+    assert losses == pytest.approx(expected, abs=1e-3)
+
+
+def test_seconds_on_a_shared_device_are_charged_once_however_training_goes_on(tmp_path: Path) -> None:
+    def end(progress: TrainingProgress) -> None:
+        if progress.step == 3:
+            raise ToldToEnd
+
+    with pytest.raises(ToldToEnd):
+        train_adapter(CONFIG, MAILS, replace(tiny_base(), trainers=2), tmp_path, on_progress=end)
+    saved = torch.load(tmp_path / "checkpoint" / CHECKPOINT_FILE, weights_only=True)
+    resumed = go_on(tmp_path)
+    assert resumed.earlier_seconds == pytest.approx(saved["seconds"] / 2)
+    assert resumed.train_seconds > saved["seconds"]
