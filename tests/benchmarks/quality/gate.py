@@ -38,24 +38,18 @@ TOO_LONG_ON = ("david", "dasovich-j")
 """The mailboxes with the fewest tokens: it costs half an hour of a core on each."""
 TITLES = {
     "own adapter": "The person's own adapter",
-    "own unseen mail": "The person's own unseen mail as outputs",
     "another person's adapter": "The adapter of another person",
     "trained far too long": "The person's own adapter, trained far too long (12 epochs, no early stop)",
+    "own unseen mail": "The person's own unseen mail as outputs",
 }
 FROM_OUTPUTS = ("voice", "style", "leaks", "copies", "stopShare", "repeating", "recallUpper")
 """Metrics and checks that outputs alone decide; of the person's own mail no other counts."""
 
 
 def runs() -> list[Run]:
-    """Return the runs; adapters of others come when all are trained, the longest trainings last."""
-    first, last = ("own adapter", "own unseen mail"), ("another person's adapter", "trained far too long")
-    return [
-        run
-        for kinds in (first, *((kind,) for kind in last))
-        for mailbox in MAILBOXES
-        for kind in kinds
-        if (run := _run(mailbox, kind)) is not None
-    ]
+    """Return the runs, kind by kind: two runs on one mailbox side by side wait for one adapter. Adapters of
+    others come when all are trained."""
+    return [run for kind in TITLES for mailbox in MAILBOXES if (run := _run(mailbox, kind)) is not None]
 
 
 def _run(mailbox: str, judged: str) -> Run | None:
