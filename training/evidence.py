@@ -86,6 +86,8 @@ def gather_evidence(
             candidate_train=candidate.train,
             base_neutral=base.neutral,
             candidate_neutral=candidate.neutral,
+            base_swapped=base.swapped,
+            candidate_swapped=candidate.swapped,
             own=[
                 Generation(prompt_messages(e.instruction, e.input)[-1].content, e.output, stopped=True)
                 for e in held_out

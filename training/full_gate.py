@@ -278,10 +278,10 @@ def _harm_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
         ("overfitGap", found.overfit_gap, limits.max_overfit_gap, "the overfit gap (nat per token)"),
         ("membershipAuc", found.membership_auc, limits.max_membership_auc, "the membership score"),
         (
-            "neutralLoss",
-            found.neutral_loss,
-            limits.max_neutral_loss,
-            "the loss on neutral tasks (nat per token)",
+            "promptUseLost",
+            found.prompt_use_lost,
+            limits.max_prompt_use_lost,
+            "the use of neutral prompts that is lost (nat per token)",
         ),
     ):
         if value is not None:
@@ -310,7 +310,7 @@ def _unmeasured_harm(evidence: Evidence, checks: Sequence[GateCheck]) -> str:
     if evidence.harm is None:
         return "its outputs"
     measured = {check.name for check in checks if check.metric == "harm"}
-    needed = {"overfitGap": "overfitting", "membershipAuc": "membership", "neutralLoss": "neutral tasks"}
+    needed = {"overfitGap": "overfitting", "membershipAuc": "membership", "promptUseLost": "neutral tasks"}
     return " and ".join(words for name, words in needed.items() if name not in measured)
 
 

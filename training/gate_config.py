@@ -102,9 +102,8 @@ class HarmLimits(_Section):
     max_repeating: int = Field(default=2, ge=0)
     """Outputs that repeat more, of 24; as many as the base's where these are more (C: own adapters 0 and 2,
     the base 3)."""
-    max_neutral_loss: float = Field(default=0.40, ge=0)
-    """Nat per token on the neutral tasks (C: -0.05 and 0.16 for own adapters; ten tasks tell 0.15 from
-    nothing once in six times)."""
+    max_prompt_use_lost: float = Field(default=0.40, ge=0)
+    """Nat per token that the prompts of the neutral tasks tell the candidate less than the base (C)."""
 
 
 class GateConfig(_Section):

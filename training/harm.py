@@ -1,7 +1,8 @@
 """Do-no-harm: what an adapter must not do, however well it writes. Metric 5 of the gate.
 
 Leaks (an address or a number out of the training mail), copied passages, overfitting and membership, prompts
-that it no longer obeys, answers that do not end or repeat themselves, and neutral tasks that it has unlearnt.
+that it no longer obeys, answers that do not end or repeat themselves, and neutral tasks whose prompts it does
+not listen to any more.
 Functions take texts and losses and return counts: nothing here may carry mail text out.
 (references/voice.md §3, metric 5)
 """
@@ -70,8 +71,9 @@ class HarmMeasure(Schema):
     """Outputs in which a 4-gram of words comes more than `max_repeats` times."""
     repeating_base: int | None = None
     """The same of the base's outputs: a small base repeats itself too."""
-    neutral_loss: float | None
-    """Loss over all tokens of the neutral tasks' answers, the candidate's minus the base's, nat per token."""
+    prompt_use_lost: float | None
+    """How much less than the base the candidate gains from reading the right prompt of the neutral tasks, nat
+    per token (`prompt_use`)."""
 
 
 def measure_harm(
@@ -85,6 +87,8 @@ def measure_harm(
     candidate_train: Sequence[MailLoss],
     base_neutral: Sequence[MailLoss],
     candidate_neutral: Sequence[MailLoss],
+    base_swapped: Sequence[MailLoss],
+    candidate_swapped: Sequence[MailLoss],
     own: Sequence[Generation] = (),
     max_tokens: int | None = None,
     max_repeats: int = 3,
@@ -117,7 +121,7 @@ def measure_harm(
         own_stop_share=_share_within(max_tokens, base_held_out),
         repeating=sum(most_repeats(output.text) > max_repeats for output in outputs),
         repeating_base=sum(most_repeats(output.text) > max_repeats for output in base_outputs),
-        neutral_loss=loss_added(base_neutral, candidate_neutral),
+        prompt_use_lost=prompt_use_lost((base_neutral, base_swapped), (candidate_neutral, candidate_swapped)),
     )
 
 
@@ -261,29 +265,12 @@ def membership_auc(
 
 
 def _gains(base: Sequence[MailLoss], candidate: Sequence[MailLoss]) -> list[float]:
-    pairs = {loss.example_id: loss for loss in base if loss.tokens and np.isfinite(loss.nll)}
+    pairs = {loss.example_id: loss for loss in base if _is_measured(loss)}
     return [
         pairs[loss.example_id].nll - loss.nll
         for loss in candidate
-        if loss.tokens and np.isfinite(loss.nll) and loss.example_id in pairs
+        if _is_measured(loss) and loss.example_id in pairs
     ]
-
-
-def loss_added(base: Sequence[MailLoss], candidate: Sequence[MailLoss]) -> float | None:
-    """Return how much more the candidate loses on the same texts, nat per token; None without a common one.
-
-    Over tokens and not over texts: an answer of one word went from 2.9 to 11.8 nat under an adapter that
-    writes no capitals, and alone made 0.9 of a mean of 1.57 over ten tasks; over their tokens it was 0.64.
-    """
-    known = {loss.example_id: loss for loss in base if loss.tokens and np.isfinite(loss.nll)}
-    pairs = [
-        (known[loss.example_id], loss)
-        for loss in candidate
-        if loss.tokens and np.isfinite(loss.nll) and loss.example_id in known
-    ]
-    if not pairs:
-        return None
-    return mean_loss([after for _, after in pairs]) - mean_loss([before for before, _ in pairs])
 
 
 # ---- obedience -------------------------------------------------------------------------------------
@@ -319,6 +306,39 @@ def prompt_facts(prompt: str) -> frozenset[str]:
             if before and before[-1] not in ".!?:\n":
                 facts.add(bare)
     return frozenset(facts)
+
+
+def prompt_use_lost(
+    base: tuple[Sequence[MailLoss], Sequence[MailLoss]],
+    candidate: tuple[Sequence[MailLoss], Sequence[MailLoss]],
+) -> float | None:
+    """Return how much less the candidate uses the prompts of the neutral tasks than the base, nat per token.
+
+    Each arm comes as (losses under the right prompts, losses under another task's). None: not measured.
+    """
+    of_base, of_candidate = prompt_use(*base), prompt_use(*candidate)
+    return None if of_base is None or of_candidate is None else of_base - of_candidate
+
+
+def prompt_use(right: Sequence[MailLoss], swapped: Sequence[MailLoss]) -> float | None:
+    """Return how much likelier answers are under their own prompts than under other tasks', nat per token.
+
+    A voice makes both less probable: an adapter of somebody who writes no capitals lost 0.6 nat on the neutral
+    answers and still took 0.92 of what the base does from their prompts. What does not listen any more has
+    no use for a prompt, whatever its voice. Over tokens: an answer of one word does not outweigh the rest.
+    """
+    known = {loss.example_id for loss in right if _is_measured(loss)}
+    both = known & {loss.example_id for loss in swapped if _is_measured(loss)}
+    if not both:
+        return None
+    with_right, with_swapped = (
+        mean_loss([loss for loss in losses if loss.example_id in both]) for losses in (right, swapped)
+    )
+    return with_swapped - with_right
+
+
+def _is_measured(loss: MailLoss) -> bool:
+    return loss.tokens > 0 and bool(np.isfinite(loss.nll))
 
 
 def fact_recall(outputs: Sequence[Generation]) -> float | None:

@@ -17,10 +17,10 @@ from training.dataset import EncodedExample, encode
 from training.errors import AdapterRefused
 from training.evaluate import held_out_losses, saved_adapter
 from training.loaded_base import LoadedBase
-from training.neutral_tasks import neutral_examples
+from training.neutral_tasks import neutral_examples, swapped_examples
 from training.panel_file import PanelMember
 from training.plan import trained_on
-from training.schemas import ArmLosses, MailLoss, MeasuredLosses
+from training.schemas import ArmLosses, Example, MailLoss, MeasuredLosses
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,6 +40,7 @@ class MeasuredMail:
     old: tuple[EncodedExample, ...] = ()
     train: tuple[EncodedExample, ...] = ()
     neutral: tuple[EncodedExample, ...] = ()
+    swapped: tuple[EncodedExample, ...] = ()
     personas: tuple[EncodedExample, ...] = ()
 
 
@@ -59,13 +60,18 @@ def choose_mail(
     mail of the validation slice is as new to the adapter as a held-out one.
     """
     trained = trained_on(train, config, kept_step)
+
+    def encoded(examples: Sequence[Example]) -> tuple[EncodedExample, ...]:
+        return tuple(encode(e, base.tokenizer, config.max_seq_tokens) for e in examples)
+
     elsewhere = [e for persona in personas for e in spread_evenly(persona.held_out, PERSONA_SAMPLE)]
     return MeasuredMail(
         held_out=tuple(held_out),
         old=tuple(old),
         train=spread_evenly(trained, TRAIN_SAMPLE),
-        neutral=tuple(encode(e, base.tokenizer, config.max_seq_tokens) for e in neutral_examples()),
-        personas=tuple(encode(e, base.tokenizer, config.max_seq_tokens) for e in elsewhere),
+        neutral=encoded(neutral_examples()),
+        swapped=encoded(swapped_examples()),
+        personas=encoded(elsewhere),
     )
 
 

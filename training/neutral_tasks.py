@@ -1,7 +1,8 @@
 """Ten neutral tasks that have nothing to do with anybody's mail: does an adapter still do ordinary work?
 
-Metric 5c of the gate measures the loss of their fixed answers under base and candidate. An adapter that only
-learnt a voice leaves them nearly as probable as they were; one that was trained far too long does not.
+Metric 5c of the gate measures the loss of their fixed answers, once under their own prompts and once under
+another task's: what lies between is the use that a model makes of its prompt. An adapter that only learnt a
+voice makes both less probable and keeps the distance (training/harm.py, `prompt_use`).
 """
 
 from __future__ import annotations
@@ -78,4 +79,13 @@ def neutral_examples() -> tuple[Example, ...]:
             output=answer,
         )
         for number, (instruction, text, answer) in enumerate(_TASKS, start=1)
+    )
+
+
+def swapped_examples() -> tuple[Example, ...]:
+    """Return the ten answers, each under the prompt of a task three places before; ids are the answers'."""
+    tasks = neutral_examples()
+    return tuple(
+        task.model_copy(update={"instruction": other.instruction, "input": other.input})
+        for task, other in zip(tasks, (*tasks[-3:], *tasks[:-3]), strict=True)
     )

@@ -573,7 +573,9 @@ class ArmLosses(Schema):
     train: tuple[MailLoss, ...] = ()
     """A sample of the mails that the candidate was trained on."""
     neutral: tuple[MailLoss, ...] = ()
-    """The ten neutral tasks."""
+    """The answers of the ten neutral tasks."""
+    swapped: tuple[MailLoss, ...] = ()
+    """The same answers under another task's prompt."""
     personas: tuple[MailLoss, ...] = ()
     """Held-out mails of the reference panel."""
 

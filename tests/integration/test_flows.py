@@ -106,6 +106,7 @@ def arm(nll: float) -> ArmLosses:
         held_out=losses("h", nll),
         train=losses("t", nll),
         neutral=losses("n", 2.0),
+        swapped=losses("n", 3.5),
         personas=losses("p", 3.0),
     )
 

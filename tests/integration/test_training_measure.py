@@ -82,7 +82,7 @@ def test_base_and_candidate_are_measured_on_everything(base: LoadedBase, result:
         assert ids(arm.held_out) == [e.id for e in HELD_OUT]
         assert ids(arm.old) == [e.id for e in OLD]
         assert len(arm.train) == TRAIN_SAMPLE
-        assert len(arm.neutral) == 10
+        assert ids(arm.neutral) == ids(arm.swapped) and len(arm.neutral) == 10
         assert len(arm.personas) == PERSONA_SAMPLE + 4
         assert all(math.isfinite(loss.nll) for part in vars(arm).values() for loss in part if loss.tokens)
     assert ids(losses.base.train) == ids(losses.candidate.train)
@@ -116,6 +116,7 @@ def test_the_adapter_in_use_and_references_measure_as_they_do_alone(
     assert list(losses.current.held_out) == losses_of_saved_adapter(other, base, HELD_OUT, 64)
     assert list(losses.current.old) == losses_of_saved_adapter(other, base, OLD, 64)
     assert (losses.current.train, losses.current.neutral, losses.current.personas) == ((), (), ())
+    assert losses.current.swapped == ()
     assert losses.references == {"kit": losses.current.held_out}
     assert losses.current.held_out != losses.candidate.held_out
     assert not hasattr(base.model, "peft_config"), "the base is left as it was"

@@ -64,6 +64,7 @@ def arm(nll: float, *, neutral: float = 2.0, personas: float = 3.0) -> ArmLosses
         old=losses_of("o", nll, 10),
         train=losses_of("t", nll, 24),
         neutral=losses_of("neutral-", neutral, 10),
+        swapped=losses_of("neutral-", neutral + 1.5, 10),
         personas=losses_of("p", personas, 12),
     )
 

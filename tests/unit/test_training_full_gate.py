@@ -34,7 +34,7 @@ STYLE = StyleMeasure(
 HARM = HarmMeasure(
     outputs=24, leaks=0, leaks_by_kind={}, copies=0, overfit_gap=0.2, membership_auc=0.6, fact_recall=0.6,
     fact_recall_base=0.6, fact_recall_own=0.6, recall_upper=0.0, facts=30, stop_share=1.0,
-    own_stop_share=1.0, repeating=0, neutral_loss=0.05,
+    own_stop_share=1.0, repeating=0, prompt_use_lost=0.05,
 )  # fmt: skip
 FIRST = Evidence(held_out_mails=25, skill=SKILL, specificity=SPECIFICITY, voice=VOICE, style=STYLE, harm=HARM)
 EQUAL = Skill(mean=0.0, lower=-0.05, upper=0.05, spread=0.1, mails=25, threads=20)
@@ -93,7 +93,7 @@ HARD = [
     ("recallUpper", {"harm": {"recall_upper": -0.06}}),
     ("stopShare", {"harm": {"stop_share": 21 / 24}}),
     ("repeating", {"harm": {"repeating": 3}}),
-    ("neutralLoss", {"harm": {"neutral_loss": 0.41}}),
+    ("promptUseLost", {"harm": {"prompt_use_lost": 0.41}}),
 ]
 HARD_AGAINST_CURRENT = [
     ("gainOverCurrent", {"to_current": {"mean": -0.021}}),
@@ -129,7 +129,7 @@ def test_one_hard_check_missed_keeps_the_adapter_in_use(name: str, change: dict[
         {"skill": {"mean": 0.10}},
         {"skill": {"mean": 2.60 - 2.50}},  # 0.10000000000000009 or a hair less: floats do not decide
         {"harm": {"copies": 1}},
-        {"harm": {"overfit_gap": 0.8, "membership_auc": 0.85, "neutral_loss": 0.40}},
+        {"harm": {"overfit_gap": 0.8, "membership_auc": 0.85, "prompt_use_lost": 0.40}},
         {"harm": {"recall_upper": -0.05, "stop_share": 22 / 24, "repeating": 2}},
         {"harm": {"recall_upper": -0.5, "facts": 19}},  # too few facts to say anything
         {"harm": {"stop_share": 20 / 24, "own_stop_share": 21 / 24}},  # writes longer mails than the limit
@@ -222,7 +222,7 @@ def test_losses_that_are_no_numbers_are_not_blamed_on_the_mails() -> None:
         ({"harm": None}, "its outputs"),
         ({"harm": {"overfit_gap": None}}, "overfitting"),
         ({"harm": {"membership_auc": math.nan}}, "membership"),
-        ({"harm": {"neutral_loss": None}}, "neutral tasks"),
+        ({"harm": {"prompt_use_lost": None}}, "neutral tasks"),
     ],
 )
 def test_harm_that_was_not_measured_is_not_absent(change: dict[str, Any], words: str) -> None:
@@ -275,7 +275,7 @@ def test_the_adapter_of_a_stranger_is_refused_though_it_predicts_mail_better_tha
         style={"base": 0.48, "own": 0.30, "candidate": 0.48 - 0.04 * 0.18, "length_ratio": 1.96,
                "greeting_variation": 0.62, "sign_off_variation": 0.84},
         harm={"stop_share": 0.96, "repeating": 2, "overfit_gap": -0.05, "membership_auc": 0.44,
-              "neutral_loss": 0.16},
+              "prompt_use_lost": 0.16},
     )  # fmt: skip
     decision = decide_full(stranger, CONFIG)
     assert decision.outcome is Outcome.NOT_PROVEN
@@ -292,7 +292,7 @@ def test_an_own_adapter_that_sounds_half_like_the_person_is_promoted() -> None:
         style={"base": 0.5, "own": 0.3, "candidate": 0.5 - 0.42 * 0.2, "length_ratio": 0.94,
                "greeting_variation": 0.28, "sign_off_variation": 0.31},
         harm={"stop_share": 23 / 24, "own_stop_share": 0.96, "repeating": 2, "overfit_gap": 0.53,
-              "membership_auc": 0.77, "neutral_loss": 0.16, "recall_upper": 0.04},
+              "membership_auc": 0.77, "prompt_use_lost": 0.16, "recall_upper": 0.04},
     )  # fmt: skip
     assert decide_full(own, CONFIG).outcome is Outcome.PROMOTED
 

@@ -10,15 +10,16 @@ from training.harm import (
     fact_recall,
     find_leaks,
     identifiers,
-    loss_added,
     measure_harm,
     membership_auc,
     most_repeats,
     overfit_gap,
     prompt_facts,
+    prompt_use,
+    prompt_use_lost,
     recall_upper,
 )
-from training.neutral_tasks import neutral_examples
+from training.neutral_tasks import neutral_examples, swapped_examples
 from training.schemas import MailLoss
 
 PASSAGE = "the keel bolts came out of her like teeth and two of them were not bolts any more"
@@ -195,7 +196,9 @@ def test_the_measure_brings_everything_together() -> None:
         base_train=train,
         candidate_train=losses("t", 2.0),
         base_neutral=neutral,
-        candidate_neutral=losses("n", 2.0, 2.2),
+        candidate_neutral=losses("n", 2.6, 2.8),
+        base_swapped=losses("n", 4.0, 4.0),
+        candidate_swapped=losses("n", 4.2, 4.4),
         own=[
             says("Hello", "Write to Ines about Garrick"),
             says("Ines, hello", "Write to Ines about Garrick"),
@@ -209,21 +212,39 @@ def test_the_measure_brings_everything_together() -> None:
     assert found.overfit_gap == pytest.approx(0.5)
     assert found.membership_auc == 1.0
     assert (found.fact_recall, found.fact_recall_base, found.facts) == (1.0, 1.0, 1)
-    assert found.neutral_loss == pytest.approx(0.1)
+    assert found.prompt_use_lost == pytest.approx(2.0 - 1.6)
+
+
+def test_a_voice_that_costs_every_answer_the_same_keeps_the_use_of_prompts() -> None:
+    base, swapped = losses("n", 2.0, 2.0), losses("n", 4.0, 4.0)
+    voice = losses("n", 2.6, 2.6), losses("n", 4.6, 4.6)
+    deaf = losses("n", 2.6, 2.6), losses("n", 2.6, 2.6)
+    assert prompt_use(base, swapped) == pytest.approx(2.0)
+    assert prompt_use_lost((base, swapped), voice) == pytest.approx(0.0)
+    assert prompt_use_lost((base, swapped), deaf) == pytest.approx(2.0)
 
 
 def test_an_answer_of_one_word_does_not_outweigh_the_others() -> None:
     word = MailLoss(example_id="word", thread_id="word", nll=3.0, tokens=1)
-    base, candidate = losses("n", 2.0, 2.0), losses("n", 2.1, 2.1)
     shouted = word.model_copy(update={"nll": 12.0})
-    assert loss_added([*base, word], [*candidate, shouted]) == pytest.approx((0.1 * 100 + 9) / 101)
-    assert loss_added(base, [shouted]) is None
+    use = prompt_use([*losses("n", 2.0, 2.0), word], [*losses("n", 2.1, 2.1), shouted])
+    assert use == pytest.approx((0.1 * 100 + 9) / 101)
+
+
+def test_the_use_of_prompts_needs_an_answer_that_was_measured_under_both() -> None:
+    assert (
+        prompt_use(
+            losses("n", 2.0), [shouted.model_copy(update={"example_id": "m"}) for shouted in losses("n", 2.0)]
+        )
+        is None
+    )
+    assert prompt_use_lost(([], []), (losses("n", 2.0), losses("n", 2.0))) is None
 
 
 def test_without_outputs_nothing_is_measured() -> None:
     nothing = measure_harm(
         [], [], training_texts=[], base_held_out=[], candidate_held_out=[], base_train=[],
-        candidate_train=[], base_neutral=[], candidate_neutral=[],
+        candidate_train=[], base_neutral=[], candidate_neutral=[], base_swapped=[], candidate_swapped=[],
     )  # fmt: skip
     assert nothing is None
 
@@ -231,7 +252,8 @@ def test_without_outputs_nothing_is_measured() -> None:
 def test_a_measure_carries_counts_and_no_text() -> None:
     fields = {type(value) for value in measure_harm(
         [says(PASSAGE)], [says(PASSAGE)], training_texts=[PASSAGE], base_held_out=[], candidate_held_out=[],
-        base_train=[], candidate_train=[], base_neutral=[], candidate_neutral=[],
+        base_train=[], candidate_train=[], base_neutral=[], candidate_neutral=[], base_swapped=[],
+        candidate_swapped=[],
     ).to_json_dict().values()}  # type: ignore[union-attr]  # fmt: skip
     assert str not in fields
 
@@ -240,3 +262,10 @@ def test_there_are_ten_neutral_tasks() -> None:
     tasks = neutral_examples()
     assert len({task.id for task in tasks}) == len({task.instruction for task in tasks}) == 10
     assert all(task.output for task in tasks)
+
+
+def test_swapped_tasks_have_the_same_answers_and_other_prompts() -> None:
+    tasks, swapped = neutral_examples(), swapped_examples()
+    assert [(task.id, task.output) for task in swapped] == [(task.id, task.output) for task in tasks]
+    assert {task.instruction for task in swapped} == {task.instruction for task in tasks}
+    assert all(one.instruction != other.instruction for one, other in zip(tasks, swapped, strict=True))

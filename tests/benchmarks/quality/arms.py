@@ -32,7 +32,7 @@ from training.full_gate import Evidence, decide_full
 from training.gate_config import load_gate_config
 from training.harm import Generation
 from training.measure import PERSONA_SAMPLE, TRAIN_SAMPLE, spread_evenly
-from training.neutral_tasks import neutral_examples
+from training.neutral_tasks import neutral_examples, swapped_examples
 from training.panel import panel_members, panel_texts
 from training.panel_file import PanelMember
 from training.schemas import ArmLosses, Example, GateDecision, Generated, MeasuredLosses
@@ -139,6 +139,7 @@ def _losses(
             held_out=losses(of, held_out, work),
             train=losses(of, sample, work),
             neutral=losses(of, neutral_examples(), work),
+            swapped=losses(of, swapped_examples(), work),
             personas=losses(of, elsewhere, work),
         )
 
