@@ -51,17 +51,21 @@ def test_a_good_adapter_is_promoted(made: Path) -> None:
 
 
 def test_another_persons_adapter_is_refused(made: Path) -> None:
-    """It does no harm and even helps a little, as any mail does; it is not this person's."""
+    """It was trained well and does no harm: it is somebody else's, and each of the three votes sees it."""
     decision = decide("stranger", made)
     assert decision.outcome is Outcome.NOT_PROVEN, table(decision)
-    assert "bestShare" in missed(decision, CheckRole.VOTE), table(decision)
-    assert "gapClosed" in missed(decision, CheckRole.VOTE), table(decision)
+    lost = {check.metric for check in decision.checks if check.role is CheckRole.VOTE and not check.met}
+    assert lost == {"specificity", "voice", "style"}, table(decision)
+    assert not {check.name for check in decision.checks if check.metric == "harm"} & missed(decision)
 
 
-def test_an_adapter_that_was_trained_far_too_long_is_refused_for_what_it_memorised(made: Path) -> None:
+def test_an_adapter_trained_far_too_long_is_refused_for_copying_and_memorising(made: Path) -> None:
+    """Voice and style are content: what it writes is the person's, a third of it word for word."""
     decision = decide("trained too long", made)
     assert decision.outcome is Outcome.NOT_PROVEN, table(decision)
-    assert {"overfitGap", "membershipAuc"} <= missed(decision), table(decision)
+    assert {"copies", "overfitGap", "membershipAuc"} <= missed(decision), table(decision)
+    lost = {check.metric for check in decision.checks if check.role is CheckRole.VOTE and not check.met}
+    assert not lost & {"voice", "style"}, table(decision)
 
 
 def test_an_adapter_trained_on_shuffled_words_is_refused(made: Path) -> None:
@@ -72,12 +76,12 @@ def test_an_adapter_trained_on_shuffled_words_is_refused(made: Path) -> None:
 
 
 def test_a_retrain_that_forgets_the_old_mail_keeps_the_adapter_in_use(made: Path) -> None:
-    """Better than the adapter in use on the new mail, as far as that goes, and worse on the old."""
+    """It passes everything else and is far better than the adapter in use on the new mail."""
     decision = decide("forgetful", made)
-    values = {check.name: check for check in decision.checks}
     assert decision.outcome is Outcome.KEPT_CURRENT, table(decision)
-    assert values["gainOverCurrent"].met, table(decision)
-    assert {"gainOverOld", "gainOverOldUpper"} <= missed(decision), table(decision)
+    assert missed(decision) == {"gainOverOld", "gainOverOldUpper"}, table(decision)
+    gain = next(check.value for check in decision.checks if check.name == "gainOverCurrent")
+    assert gain > 0.5, table(decision)
 
 
 def test_fifteen_held_out_mails_prove_nothing_however_good_the_adapter(made: Path) -> None:
