@@ -318,7 +318,7 @@ def _trained(training: Training, work: Path, bases: Path) -> Path:
     """Return the folder of an adapter, trained and converted first when it is not there."""
     folder = work / "adapters" / training.key
     if not (folder / "course.json").is_file():
-        start = training.start_from and _trained(training.start_from, work, bases) / "adapter"
+        start = _trained(training.start_from, work, bases) / "adapter" if training.start_from else None
         base = _base(bases)
         # What was begun goes on from its checkpoint, as in a job.
         result = train_adapter(
