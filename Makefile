@@ -28,7 +28,7 @@ demo: setup ## train and show one person's voice   [MBOX=path USER_EMAIL=me@x.or
 test: setup ## the test suite but for what takes long (under 25 minutes on two cores)
 	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e -m "not docker and not slow"
 
-test-long: setup ## only what `make test` leaves out: a cohort of eight, long faults, and a job in containers
+test-long: setup ## only what `make test` leaves out: a cohort of eight, long faults, the gate on trained adapters, and a job in containers
 	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e -m "docker or slow"
 
 test-all: test test-long ## every test there is

@@ -89,7 +89,7 @@ HARD = [
     ("leaks", {"harm": {"leaks": 1}}),
     ("copies", {"harm": {"copies": 2}}),
     ("overfitGap", {"harm": {"overfit_gap": 0.81}}),
-    ("membershipAuc", {"harm": {"membership_auc": 0.86}}),
+    ("membershipAuc", {"harm": {"membership_auc": 0.99}}),
     ("recallUpper", {"harm": {"recall_upper": -0.06}}),
     ("stopShare", {"harm": {"stop_share": 21 / 24}}),
     ("repeating", {"harm": {"repeating": 3}}),
@@ -129,7 +129,7 @@ def test_one_hard_check_missed_keeps_the_adapter_in_use(name: str, change: dict[
         {"skill": {"mean": 0.10}},
         {"skill": {"mean": 2.60 - 2.50}},  # 0.10000000000000009 or a hair less: floats do not decide
         {"harm": {"copies": 1}},
-        {"harm": {"overfit_gap": 0.8, "membership_auc": 0.85, "prompt_use_lost": 0.40}},
+        {"harm": {"overfit_gap": 0.8, "membership_auc": 0.98, "prompt_use_lost": 0.40}},
         {"harm": {"recall_upper": -0.05, "stop_share": 22 / 24, "repeating": 2}},
         {"harm": {"recall_upper": -0.5, "facts": 19}},  # too few facts to say anything
         {"harm": {"stop_share": 20 / 24, "own_stop_share": 21 / 24}},  # writes longer mails than the limit
@@ -331,7 +331,7 @@ def test_four_old_mails_are_shown_and_decide_nothing() -> None:
 
 
 def test_a_refusal_gives_value_limit_and_next_step() -> None:
-    decision = decide_full(changed(RETRAIN, harm={"copies": 7, "membership_auc": 0.9}), CONFIG)
+    decision = decide_full(changed(RETRAIN, harm={"copies": 7, "membership_auc": 0.99}), CONFIG)
     assert decision.reason == (
         "The adapter in use stays: the number of outputs that copy a training mail is 7 and must be at most "
         "1, and 1 more check failed. Train again with fewer epochs or more dropout."
