@@ -24,7 +24,7 @@ from training.voice import VoiceMeasure
 CONFIG = GateConfig()
 SKILL = Skill(mean=0.5, lower=0.4, upper=0.6, spread=0.25, mails=25, threads=20)
 SPECIFICITY = Specificity(
-    margin=0.3, lower=0.2, best_share=0.8, chance=0.2, own_minus_reference=0.3, references=3, mails=25
+    margin=0.3, lower=0.2, best_share=0.8, chance=0.2, own_minus_reference=0.5, references=3, mails=25
 )
 VOICE = VoiceMeasure(own_mails=80, floor=0.2, ceiling=0.7, candidate=0.6, outputs=24)
 STYLE = StyleMeasure(
@@ -147,7 +147,7 @@ def test_a_value_exactly_at_its_limit_passes(change: dict[str, Any]) -> None:
 VOTES = [
     ("specificity", "marginLower", {"lower": 0.0}),
     ("specificity", "bestShare", {"best_share": 0.59}),
-    ("specificity", "ownMinusReference", {"own_minus_reference": 0.24}),
+    ("specificity", "ownMinusReference", {"own_minus_reference": 0.39}),
     ("voice", "voice", {"candidate": 0.44, "current": None, "to_current_upper": None}),
     ("style", "gapClosed", {"candidate": 0.49, "current": None, "to_current_lower": None}),
     ("style", "lengthRatioMin", {"length_ratio": 0.59}),
@@ -276,6 +276,22 @@ def test_the_adapter_of_a_stranger_is_refused_though_it_predicts_mail_better_tha
                "greeting_variation": 0.62, "sign_off_variation": 0.84},
         harm={"stop_share": 0.96, "repeating": 2, "overfit_gap": -0.05, "membership_auc": 0.44,
               "prompt_use_lost": 0.16},
+    )  # fmt: skip
+    decision = decide_full(stranger, CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert "1 of specificity, voice and style passed" in decision.reason
+
+
+def test_the_adapter_of_a_stranger_whose_mail_the_judge_cannot_tell_apart_is_refused_too() -> None:
+    """What the adapter of pereira-s measured on the mail of fossum-d: the nearest of six."""
+    stranger = changed(
+        FIRST,
+        skill={"mean": 0.55, "lower": 0.47},
+        specificity={"margin": 0.37, "lower": 0.32, "best_share": 1.0, "own_minus_reference": 0.36},
+        voice={"floor": 0.30, "ceiling": 0.64, "candidate": 0.30 + 0.56 * 0.34},
+        style={"base": 0.48, "own": 0.30, "candidate": 0.48 - 0.16 * 0.18, "length_ratio": 1.77,
+               "greeting_variation": 0.33, "sign_off_variation": 0.90},
+        harm={"overfit_gap": 0.06, "membership_auc": 0.52, "prompt_use_lost": 0.09},
     )  # fmt: skip
     decision = decide_full(stranger, CONFIG)
     assert decision.outcome is Outcome.NOT_PROVEN
