@@ -30,21 +30,26 @@ PANZA: dict[str, Any] = {
 """references/voice.md §1.1, with our trainer and our instructions: Panza's own come from data playback."""
 TRL: dict[str, Any] = {"trainer": "trl", "overrides": {"validation_fraction": 0}}
 """Every mail is trained on; the other settings of the preset have no part in it."""
+OUR_NAME = "ours (preset default)"
 RECIPES: dict[str, dict[str, Any] | None] = {
     "base": None,
     "the owner's (preset seeds)": SEEDS,
     "Panza's LoRA": PANZA,
     "TRL with PEFT, defaults": TRL,
-    "ours (preset default)": OURS,
+    OUR_NAME: OURS,
 }
 
 
 def runs() -> list[Run]:
-    """Return the runs: mailbox by mailbox, then the matrix, whose adapters are trained by then."""
-    return [
-        *(run_of(mailbox, _arm(mailbox, recipe)) for mailbox in MAILBOXES for recipe in RECIPES.values()),
-        *(cross_run(mailbox, of) for of in MAILBOXES for mailbox in MAILBOXES),
-    ]
+    """Return the runs: ours, then the matrix of our adapters, then recipe by recipe, so that two runs side by
+    side are on two mailboxes and do not wait for one adapter."""
+    arms = {
+        name: [run_of(mailbox, _arm(mailbox, recipe)) for mailbox in MAILBOXES]
+        for name, recipe in RECIPES.items()
+    }
+    ours = arms.pop(OUR_NAME)
+    matrix = [cross_run(mailbox, of) for of in MAILBOXES for mailbox in MAILBOXES]
+    return [*ours, *matrix, *(run for group in arms.values() for run in group)]
 
 
 def _arm(mailbox: str, recipe: dict[str, Any] | None) -> dict[str, Any]:
