@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from serving.base import Serving
 from store import jobs
 from tasks.job_folder import ADAPTER_GGUF, DATASET, HELD_OUT, OUTPUTS, JobFolder
-from tasks.measured import read_measured
+from tasks.measured import read_measured, training_metrics
 from tasks.progress import show_progress
 from tasks.publish import SERVING_DELAYS, place_adapter, serving_for, serving_is_away
 from tasks.stages import require_consent, stage, stop_if_cancelled
@@ -129,11 +129,12 @@ def read_outputs(folder: JobFolder, config: GateConfig) -> Outputs:
 
 
 def _note_training(job: Job, folder: JobFolder) -> Job:
-    """Record which adapter the training left and what it cost: true whatever the gate will say."""
+    """Record how the training went, which adapter it left and its cost: true whatever the gate will say."""
     measured = read_measured(folder)
     return jobs.record(
         database(),
         job.id,
+        metrics=training_metrics(measured),
         adapter_size=folder.size_of(ADAPTER_GGUF),
         adapter_digest=measured.adapter_digest,
         adapter_path=f"{folder.url}/{ADAPTER_GGUF}",

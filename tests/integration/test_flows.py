@@ -601,6 +601,7 @@ def test_engine_that_stays_busy_fails_the_job_and_retry_publishes_what_was_kept(
     assert run_flow(trained).is_failed()
     failed = jobs.find_job(db, trained.id)
     assert (failed.error_code, failed.stage) == ("SERVING_UNAVAILABLE", Stage.EVALUATE)
+    assert failed.metrics.steps and failed.metrics.held_out_nll_adapter, "its training is on record already"
     assert tools.job_folder(failed.id).exists(ADAPTER_GGUF) and active_model(db, anna) is None
 
     assert run_flow(jobs.requeue_job(db, failed.id)).is_completed()

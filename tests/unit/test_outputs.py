@@ -10,8 +10,8 @@ import pytest
 
 from tasks import outputs
 from tasks.job_folder import HELD_OUT, OUTPUTS, JobFolder
+from tasks.measured import thinned
 from tasks.outputs import BASE, BASE_TO_TRAINING, CANDIDATE, CURRENT, Answers, Arm, read_outputs
-from tasks.prove import thinned
 from training.dataset import to_jsonl
 from training.errors import StorageError
 from training.gate_config import GateConfig
