@@ -84,8 +84,8 @@ class HarmLimits(_Section):
     max_leaks: int = Field(default=0, ge=0)
     max_copies: int = Field(default=1, ge=0)
     """Outputs with 12 copied words in a row, of 24 (P)."""
-    max_overfit_gap: float = Field(default=0.8, ge=0)
-    """Nat per token beyond the base's own gap (C: 0.25 to 0.67 for seven own adapters, 4.3 and 5.2 for
+    max_overfit_gap: float = Field(default=1.0, ge=0)
+    """Nat per token beyond the base's own gap (C: 0.25 to 0.75 for seven own adapters, 2.4 to 5.2 for
     adapters that know their training mail by heart)."""
     max_membership_auc: float = Field(default=0.98, ge=0.5, le=1)
     """C: 0.61 to 0.84 for own adapters on six real mailboxes, 0.96 where mails are much alike, 1.00 for those

@@ -88,7 +88,7 @@ HARD = [
     ("gainLower", {"skill": {"lower": 0.0}}),
     ("leaks", {"harm": {"leaks": 1}}),
     ("copies", {"harm": {"copies": 2}}),
-    ("overfitGap", {"harm": {"overfit_gap": 0.81}}),
+    ("overfitGap", {"harm": {"overfit_gap": 1.01}}),
     ("membershipAuc", {"harm": {"membership_auc": 0.99}}),
     ("recallUpper", {"harm": {"recall_upper": -0.06}}),
     ("stopShare", {"harm": {"stop_share": 21 / 24}}),
@@ -129,7 +129,7 @@ def test_one_hard_check_missed_keeps_the_adapter_in_use(name: str, change: dict[
         {"skill": {"mean": 0.10}},
         {"skill": {"mean": 2.60 - 2.50}},  # 0.10000000000000009 or a hair less: floats do not decide
         {"harm": {"copies": 1}},
-        {"harm": {"overfit_gap": 0.8, "membership_auc": 0.98, "prompt_use_lost": 0.40}},
+        {"harm": {"overfit_gap": 1.0, "membership_auc": 0.98, "prompt_use_lost": 0.40}},
         {"harm": {"recall_upper": -0.05, "stop_share": 22 / 24, "repeating": 2}},
         {"harm": {"recall_upper": -0.5, "facts": 19}},  # too few facts to say anything
         {"harm": {"stop_share": 20 / 24, "own_stop_share": 21 / 24}},  # writes longer mails than the limit
