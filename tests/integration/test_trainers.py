@@ -118,6 +118,8 @@ def start(home: Path, storage: str, prefect: PrefectServer) -> Iterator[Any]:
             cwd=PROJECT_ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
+            # Whoever runs the tests in the background of a shell hands an ignored Ctrl-C on to every process.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(Run(process, prefect, name))
         return started[-1]
