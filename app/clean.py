@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.given_file import read_given
 from app.session import Session
 from store import mail as stored_mail
 from store import users
@@ -149,18 +150,10 @@ def as_mail(message: Message) -> Mail:
 
 
 def _read(path: Path, name: str) -> bytes:
-    try:
-        if str(path) == "-":
-            raw = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
-        else:
-            with path.open("rb") as file:
-                raw = file.read(MAX_MESSAGE_BYTES + 1)
-    except FileNotFoundError:
-        raise UnreadableMailbox(f"{name} does not exist. {_WHAT_TO_GIVE}") from None
-    except IsADirectoryError:
-        raise UnreadableMailbox(f"{name} is a folder. {_WHAT_TO_GIVE}") from None
-    except OSError as exc:
-        raise UnreadableMailbox(f"{name} cannot be read ({exc.strerror}). {_WHAT_TO_GIVE}") from None
+    if str(path) == "-":
+        raw = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
+    else:
+        raw = read_given(path, MAX_MESSAGE_BYTES, error=UnreadableMailbox, hint=_WHAT_TO_GIVE)
     if not raw.strip():
         raise UnreadableMailbox(f"{name} {_BROKEN['empty']}. {_WHAT_TO_GIVE}")
     return raw

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.given_file import read_given
 from app.session import Session
 from serving.base import Serving
 from store import jobs, users
@@ -114,15 +115,7 @@ def compare_versions(
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Read a file of prompts, one a line. Raises ConfigError with what is wrong, never with its text."""
     hint = f"Give a text file with one prompt a line, at most {MAX_PROMPTS}."
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist. {hint}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder. {hint}") from None
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be read ({exc.strerror}). {hint}") from None
+    raw = read_given(path, MOST_BYTES, error=ConfigError, hint=hint)
     if len(raw) > MOST_BYTES:
         raise ConfigError(f"{path} has more than {MOST_BYTES:,} bytes. {hint}")
     try:

@@ -35,6 +35,7 @@ from tasks.job_folder import (
 from tasks.measured import is_measured, read_measured
 from tests.adapters import smollm2_gguf, write_adapter
 from tests.ollama_server import OllamaServer
+from tests.trainings import FINISHED
 from training.config import load_train_config
 from training.dataset import ChatTemplate, to_jsonl
 from training.errors import (
@@ -62,7 +63,6 @@ from training.schemas import (
     MeasuredLosses,
     Outcome,
     Stage,
-    TrainingResult,
     User,
 )
 
@@ -171,22 +171,9 @@ def file_in(folder: JobFolder, name: str) -> Path:
 
 def write_metrics(job: Job, **held_out: float) -> None:
     folder = tools.job_folder(job.id)
-    training = TrainingResult(
-        adapter_dir="adapter",
-        steps=6,
-        epochs=1,
-        train_tokens=4000,
-        train_seconds=10,
-        train_tokens_per_second=400,
-        final_train_loss=3.1,
-        loss_curve=((1, 4.0), (6, 3.1)),
-        trainable_parameters=1000,
-        peak_memory_bytes=1,
-        device="cpu",
-    )
     numbers = {
         "gpuSeconds": 12.0,
-        "training": training.to_json_dict(),
+        "training": FINISHED.to_json_dict(),
         "adapterDigest": file_digest(file_in(folder, ADAPTER_GGUF)),
         "losses": MeasuredLosses(
             base=arm(held_out["base"]),

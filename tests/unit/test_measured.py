@@ -8,21 +8,8 @@ import pytest
 
 from tasks.job_folder import METRICS, JobFolder
 from tasks.measured import read_measured
-from training.schemas import ArmLosses, MeasuredLosses, TrainingResult
-
-TRAINING = TrainingResult(
-    adapter_dir="adapter",
-    steps=6,
-    epochs=1,
-    train_tokens=4000,
-    train_seconds=10,
-    train_tokens_per_second=400,
-    final_train_loss=3.1,
-    loss_curve=((1, 4.0), (6, 3.1)),
-    trainable_parameters=1000,
-    peak_memory_bytes=1,
-    device="cpu",
-)
+from tests.trainings import FINISHED
+from training.schemas import ArmLosses, MeasuredLosses
 
 
 @pytest.mark.parametrize(("panel", "paid"), [({"panelSeconds": 60.0}, 72.0), ({}, 12.0)])
@@ -34,7 +21,7 @@ def test_reference_adapters_are_paid_for_and_are_no_measure_of_the_next_job(
     folder.write_json(
         METRICS,
         {
-            "training": TRAINING.to_json_dict(),
+            "training": FINISHED.to_json_dict(),
             "losses": losses.to_json_dict(),
             "adapterDigest": "sha256:0",
             "gpuSeconds": 12.0,

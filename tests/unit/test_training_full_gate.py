@@ -265,35 +265,33 @@ def test_a_style_that_cannot_be_told_from_the_base_refuses_nobody_for_the_one_in
     assert {c.role for c in decision.checks if c.metric == "style"} == {CheckRole.SHOWN}
 
 
-def test_the_adapter_of_a_stranger_is_refused_though_it_predicts_mail_better_than_the_base() -> None:
-    """What the adapter of pereira-s measured on the mail of david (docs/quality.md, "Gate calibration")."""
-    stranger = changed(
-        FIRST,
-        skill={"mean": 0.27, "lower": 0.18},
-        specificity={"margin": 0.2, "lower": 0.15, "best_share": 0.88, "own_minus_reference": 0.11},
-        voice={"floor": 0.30, "ceiling": 0.64, "candidate": 0.30 + 0.65 * 0.34},
-        style={"base": 0.48, "own": 0.30, "candidate": 0.48 - 0.04 * 0.18, "length_ratio": 1.96,
-               "greeting_variation": 0.62, "sign_off_variation": 0.84},
-        harm={"stop_share": 0.96, "repeating": 2, "overfit_gap": -0.05, "membership_auc": 0.44,
-              "prompt_use_lost": 0.16},
-    )  # fmt: skip
-    decision = decide_full(stranger, CONFIG)
-    assert decision.outcome is Outcome.NOT_PROVEN
-    assert "1 of specificity, voice and style passed" in decision.reason
+# What the adapter of pereira-s measured on the mail of others (docs/quality.md, "Gate calibration").
+STRANGERS: dict[str, dict[str, Any]] = {
+    "on david": {
+        "skill": {"mean": 0.27, "lower": 0.18},
+        "specificity": {"margin": 0.2, "lower": 0.15, "best_share": 0.88, "own_minus_reference": 0.11},
+        "voice": {"floor": 0.30, "ceiling": 0.64, "candidate": 0.30 + 0.65 * 0.34},
+        "style": {"base": 0.48, "own": 0.30, "candidate": 0.48 - 0.04 * 0.18, "length_ratio": 1.96,
+                  "greeting_variation": 0.62, "sign_off_variation": 0.84},
+        "harm": {"stop_share": 0.96, "repeating": 2, "overfit_gap": -0.05, "membership_auc": 0.44,
+                 "prompt_use_lost": 0.16},
+    },
+    "on fossum-d, the nearest of six": {
+        "skill": {"mean": 0.55, "lower": 0.47},
+        "specificity": {"margin": 0.37, "lower": 0.32, "best_share": 1.0, "own_minus_reference": 0.36},
+        "voice": {"floor": 0.30, "ceiling": 0.64, "candidate": 0.30 + 0.56 * 0.34},
+        "style": {"base": 0.48, "own": 0.30, "candidate": 0.48 - 0.16 * 0.18, "length_ratio": 1.77,
+                  "greeting_variation": 0.33, "sign_off_variation": 0.90},
+        "harm": {"overfit_gap": 0.06, "membership_auc": 0.52, "prompt_use_lost": 0.09},
+    },
+}  # fmt: skip
 
 
-def test_the_adapter_of_a_stranger_whose_mail_the_judge_cannot_tell_apart_is_refused_too() -> None:
-    """What the adapter of pereira-s measured on the mail of fossum-d: the nearest of six."""
-    stranger = changed(
-        FIRST,
-        skill={"mean": 0.55, "lower": 0.47},
-        specificity={"margin": 0.37, "lower": 0.32, "best_share": 1.0, "own_minus_reference": 0.36},
-        voice={"floor": 0.30, "ceiling": 0.64, "candidate": 0.30 + 0.56 * 0.34},
-        style={"base": 0.48, "own": 0.30, "candidate": 0.48 - 0.16 * 0.18, "length_ratio": 1.77,
-               "greeting_variation": 0.33, "sign_off_variation": 0.90},
-        harm={"overfit_gap": 0.06, "membership_auc": 0.52, "prompt_use_lost": 0.09},
-    )  # fmt: skip
-    decision = decide_full(stranger, CONFIG)
+@pytest.mark.parametrize("measured", STRANGERS.values(), ids=STRANGERS.keys())
+def test_the_adapter_of_a_stranger_is_refused_though_it_predicts_mail_better_than_the_base(
+    measured: dict[str, Any],
+) -> None:
+    decision = decide_full(changed(FIRST, **measured), CONFIG)
     assert decision.outcome is Outcome.NOT_PROVEN
     assert "1 of specificity, voice and style passed" in decision.reason
 
