@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## train and show one person's voice   [MBOX=path USER_EMAIL=me@x.org]
 	@$(BIN)/ownvoice demo $(if $(MBOX),--mbox '$(MBOX)') $(if $(USER_EMAIL),--user '$(USER_EMAIL)')
 
-test: setup ## the test suite but for what takes long (under 25 minutes on two cores)
+test: setup ## the test suite but for what takes long (half an hour or so on two cores)
 	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e -m "not docker and not slow"
 
 test-long: setup ## only what `make test` leaves out: a cohort of eight, long faults, the gate on trained adapters, and a job in containers
