@@ -18,6 +18,8 @@ class Serving(Protocol):
     """One serving engine. Every method may raise `ServingUnavailable` (retry) or `ServingError`."""
 
     engine: str
+    at_once: int
+    """Answers that it gives at the same time; further requests wait for one of them."""
 
     def base_ready(self) -> None:
         """Return when the base can serve; never downloads it. Raises ServingUnavailable, ServingError."""
@@ -48,7 +50,10 @@ class Serving(Protocol):
         """List what is served."""
 
     def close(self) -> None:
-        """Release processes and connections that this object started."""
+        """Release processes and connections that this object started.
+
+        Of the embedded engine, answers that another thread waits for end with ServingUnavailable.
+        """
 
 
 def adapter_name(user_id: str, version: int) -> str:

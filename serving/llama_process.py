@@ -122,7 +122,10 @@ class LlamaProcess:
         Raises RequestRefused for an HTTP error, httpx.TimeoutException after `timeout_s`, and
         httpx.TransportError when the process is gone.
         """
-        response = self._http.post(path, json=body, timeout=httpx.Timeout(timeout_s, connect=5.0))
+        try:
+            response = self._http.post(path, json=body, timeout=httpx.Timeout(timeout_s, connect=5.0))
+        except RuntimeError as exc:  # httpx's word for a client that another thread closed just before
+            raise httpx.TransportError("the engine was stopped") from exc
         try:
             answer = response.json()
         except ValueError:

@@ -46,6 +46,7 @@ class LlamaCppServing:
     """`serving.base.Serving` on this machine. Safe for several threads and several processes."""
 
     engine = "llamacpp"
+    at_once = 1
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class LlamaCppServing:
         self._base_gguf = base_gguf
         self._folder = AdapterFolder(adapters_dir)
         self._context_tokens = context_tokens
-        self._threads = threads or _usable_processors()
+        self._threads = threads or usable_processors()
         self._max_loaded = max_loaded
         self._expected_prompt = expected_prompt
         self._timeout_s = timeout_s
@@ -76,6 +77,7 @@ class LlamaCppServing:
         # One request at a time: the engine has one slot, and a restart must not cut another thread's answer.
         self._lock = threading.RLock()
         self._process: LlamaProcess | None = None
+        self._closing = False
         self._loaded: list[PublishedAdapter] = []
         """What the process holds; the position is the engine's adapter id."""
         self._recent: list[str] = []
@@ -178,9 +180,13 @@ class LlamaCppServing:
         return [ServedModel(name=self._base_gguf.name), *adapters]
 
     def close(self) -> None:
-        """Stop the engine; the next request would start it again."""
+        """Stop the engine, also under another thread's request; the next request would start it again."""
+        self._closing = True
+        if (process := self._process) is not None:
+            process.stop()
         with self._lock:
             self._stop()
+            self._closing = False
 
     # ---- measuring: the export test compares these with PEFT's -----------------------------------------
 
@@ -219,8 +225,10 @@ class LlamaCppServing:
                         f"llama.cpp gave no answer within {self._timeout_s:g} s. Try again with fewer tokens."
                     ) from exc
                 except httpx.TransportError as exc:
-                    logger.warning("llama.cpp (pid %d) went away during a request", process.pid)
                     self._stop()
+                    if self._closing:
+                        raise self._closed() from exc
+                    logger.warning("llama.cpp (pid %d) went away during a request", process.pid)
                     if last_try:
                         raise ServingUnavailable(
                             f"llama.cpp died twice during one request. Its last words are in {self._log}."
@@ -246,6 +254,8 @@ class LlamaCppServing:
 
     def _start(self, adapters: Sequence[PublishedAdapter], wanted: PublishedAdapter | None) -> LlamaProcess:
         self._stop()
+        if self._closing:
+            raise self._closed()
         try:
             self._process = self._launch([self._folder.file(adapter.name) for adapter in adapters], self._log)
         except LoadFailed as exc:
@@ -397,6 +407,9 @@ class LlamaCppServing:
                 f"({adapter.digest}). Remove it and publish it again."
             )
 
+    def _closed(self) -> ServingUnavailable:
+        return ServingUnavailable("The engine was closed during a request.")
+
     def _base_missing(self) -> ServingUnavailable:
         return ServingUnavailable(
             f"The base model file {self._base_gguf} does not exist. `ownvoice doctor` says how to get it."
@@ -427,7 +440,8 @@ class LlamaCppServing:
         return digest
 
 
-def _usable_processors() -> int:
+def usable_processors() -> int:
+    """Return how many processors this process may use, at most 16."""
     if hasattr(os, "sched_getaffinity"):
         return min(16, len(os.sched_getaffinity(0)))
     return min(16, os.cpu_count() or 1)

@@ -55,6 +55,8 @@ class OllamaServing:
     """`serving.base.Serving` on an Ollama server. Safe for several threads."""
 
     engine = "ollama"
+    at_once = 1
+    """Requests that share a base take turns on the server unless its owner gave it more room."""
 
     def __init__(
         self,

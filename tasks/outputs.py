@@ -1,8 +1,8 @@
 """What the arms of the gate write: base, candidate and the adapter in use answer held-out prompts. CPU side.
 
 The candidate is judged as it would be served: converted, in the engine, under its exact name, with the app's
-own sampling and fixed seeds. Every answer goes to `outputs.json` in the job folder before the next one is
-asked for, so that a crash or a busy engine costs one answer; it holds mail text and goes with the data set.
+own sampling and fixed seeds. Every answer goes to `outputs.json` in the job folder as it comes, so that a
+crash or a busy engine costs the answers under way; the file holds mail text and goes with the data set.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -22,6 +24,7 @@ from tasks.job_folder import ADAPTER_GGUF, DATASET, HELD_OUT, OUTPUTS, JobFolder
 from tasks.measured import read_measured, training_metrics
 from tasks.progress import show_progress
 from tasks.publish import SERVING_DELAYS, place_adapter, serving_for, serving_is_away
+from tasks.side_by_side import Look, side_by_side
 from tasks.stages import require_consent, stage, stop_if_cancelled
 from tasks.tools import database, job_folder, settings, without_mail_text
 from training.dataset import from_jsonl, prompt_messages
@@ -90,7 +93,7 @@ def write_outputs(job_id: str) -> None:
         require_consent(job.user_id)
         job = _note_training(job, folder)
         config = load_gate_config(settings().gate)
-        with serving_for(job) as engine:
+        with serving_for(job, many=True) as engine:
             name = place_adapter(job, engine).name
             arms = _arms(job, name, engine, folder, config)
             _let_answer(job, engine, arms, folder, config)
@@ -196,13 +199,15 @@ def _let_answer(
             kept[arm.key] = Answers(asked=asked)
             _write_kept(folder, kept)
         done += len(kept[arm.key].answers)
-        for number in range(len(kept[arm.key].answers), len(arm.prompts)):
-            stop_if_cancelled(job.id)
-            answer = _answer(engine, arm, number, config)
-            kept[arm.key] = Answers(asked=asked, answers=(*kept[arm.key].answers, answer))
-            _write_kept(folder, kept)
-            done += 1
-            _show(job.id, done, total)
+        left = range(len(kept[arm.key].answers), len(arm.prompts))
+        asks = [partial(_answer, engine, arm, number, config) for number in left]
+        look = partial(stop_if_cancelled, job.id)
+        with closing(side_by_side(asks, engine.at_once, look)) as answers:
+            for answer in answers:
+                kept[arm.key] = Answers(asked=asked, answers=(*kept[arm.key].answers, answer))
+                _write_kept(folder, kept)
+                done += 1
+                _show(job.id, done, total)
     too_long = sum(answer is None for arm in kept.values() for answer in arm.answers)
     if too_long:
         jobs.add_event(
@@ -213,7 +218,7 @@ def _let_answer(
         )
 
 
-def _answer(engine: Serving, arm: Arm, number: int, config: GateConfig) -> Generated | None:
+def _answer(engine: Serving, arm: Arm, number: int, config: GateConfig, _: Look) -> Generated | None:
     example = arm.prompts[number]
     # The defaults are the app's own sampling; a prompt has the same seed for every arm.
     options = GenerateOptions(seed=config.seed + number, max_tokens=config.max_tokens)

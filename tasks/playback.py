@@ -1,15 +1,16 @@
 """Instructions by playback: asking the base about each mail, through the serving engine. CPU side.
 
 The mails go to the engine that answers for the app (this machine's llama.cpp, or the owner's Ollama server)
-and nowhere else, one at a time: llama.cpp has one slot and the requests to an Ollama base take turns. Prompts
-that go on from a common beginning in the engine's cache took half the time, but round differently: 2 of 8
-answers at temperature 0 came out as others, and a mail's instruction must not hang on what was asked before.
+and nowhere else, as many side by side as it answers at once (tasks/side_by_side.py). Prompts that go on from
+a common beginning in the engine's cache took half the time, but round differently: 2 of 8 answers at
+temperature 0 came out as others, and a mail's instruction must not hang on what was asked before.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from store import jobs
 from tasks.answer_cache import AnswerCache, open_answers
 from tasks.progress import show_progress
 from tasks.publish import SERVING_DELAYS
+from tasks.side_by_side import Look, side_by_side
 from tasks.stages import stop_if_cancelled
 from tasks.tools import database, serving, settings
 from training.config import TrainConfig
@@ -33,7 +35,7 @@ from training.playback import (
     playback_messages,
     with_instructions,
 )
-from training.schemas import STAGE_PROGRESS, Example, Generated, Job, Stage
+from training.schemas import STAGE_PROGRESS, ChatMessage, Example, Generated, Job, Stage
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ def give_instructions(job: Job, config: TrainConfig, prepared: Prepared) -> Prep
     if config.data.instructions == "subject" or not prepared.report.eligible:
         return prepared
     with (
-        serving(job.base_model) as engine,
+        serving(job.base_model, many=True) as engine,
         open_answers(settings().storage, job.user_id) as cache,
     ):
         answers = ask_about(
@@ -88,28 +90,22 @@ def ask_about(
     """
     wanted, pauses = list(examples), tuple(delays)
     base_digest = _patiently(partial(_ready, engine), pauses, partial(on_progress, 0, len(wanted)))
-    answers: dict[str, Generated | None] = {}
-    refused = 0
-    for done, example in enumerate(wanted):
-        on_progress(done, len(wanted))
-        messages = playback_messages(example)
-        key = playback_key(messages, base_digest)
-        answers[example.id] = cache.find(key)
-        if answers[example.id] is not None:
-            continue
-        try:
-            answer = _patiently(
-                partial(engine.generate, None, messages, PLAYBACK_OPTIONS),
-                pauses,
-                partial(on_progress, done, len(wanted)),
-            )
-        except ServingError:
-            refused += 1
-            if refused == MOST_REFUSED:
-                raise
-        else:
-            refused, answers[example.id] = 0, answer
-            cache.keep(key, answer)
+    messages = {example.id: playback_messages(example) for example in wanted}
+    keys = {id_: playback_key(asked, base_digest) for id_, asked in messages.items()}
+    answers = {id_: cache.find(key) for id_, key in keys.items()}
+    missing = [id_ for id_, answer in answers.items() if answer is None]
+    done, refused = len(wanted) - len(missing), 0
+    asks = [partial(_ask, engine, messages[id_], pauses) for id_ in missing]
+    with closing(side_by_side(asks, engine.at_once, lambda: on_progress(done, len(wanted)))) as told:
+        for id_, answer in zip(missing, told, strict=True):
+            done += 1
+            if isinstance(answer, ServingError):
+                refused += 1
+                if refused == MOST_REFUSED:
+                    raise answer
+            else:
+                refused, answers[id_] = 0, answer
+                cache.keep(keys[id_], answer)
     on_progress(len(wanted), len(wanted))
     return answers
 
@@ -120,7 +116,17 @@ def _ready(engine: Serving) -> str:
     return engine.base_digest()
 
 
-def _patiently(call: Callable[[], T], pauses: Sequence[float], look: Callable[[], None]) -> T:
+def _ask(
+    engine: Serving, messages: list[ChatMessage], pauses: Sequence[float], look: Look
+) -> Generated | ServingError:
+    """Return the base's answer, or why the engine refuses these messages."""
+    try:
+        return _patiently(partial(engine.generate, None, messages, PLAYBACK_OPTIONS), pauses, look)
+    except ServingError as exc:
+        return exc
+
+
+def _patiently(call: Callable[[], T], pauses: Sequence[float], look: Look) -> T:
     """Call; try again after each of `pauses` while the engine is away. `look` may raise meanwhile to stop.
 
     Here and not as a retry of the task: that would read and clean the mail again.

@@ -65,10 +65,13 @@ def publish_adapter(job_id: str) -> Published:
 
 
 @contextmanager
-def serving_for(job: Job) -> Iterator[Serving]:
-    """Open the engine for a trained job; it compares its prompts with those that the job was trained on."""
+def serving_for(job: Job, *, many: bool = False) -> Iterator[Serving]:
+    """Open the engine for a trained job; it compares its prompts with those that the job was trained on.
+
+    `many`: for many questions (tasks/side_by_side.py).
+    """
     template = ChatTemplate.model_validate(job_folder(job.id).read_json(RECIPE)["chatTemplate"])
-    with serving(job.base_model, expected_prompt=template.render_for_server) as engine:
+    with serving(job.base_model, template.render_for_server, many=many) as engine:
         yield engine
 
 

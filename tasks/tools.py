@@ -58,16 +58,22 @@ def job_folder(job_id: str) -> JobFolder:
 
 @contextmanager
 def serving(
-    base_model: str, expected_prompt: Callable[[list[ChatMessage]], str] | None = None
+    base_model: str,
+    expected_prompt: Callable[[list[ChatMessage]], str] | None = None,
+    *,
+    many: bool = False,
 ) -> Iterator[Serving]:
     """Open the configured serving engine for one base model, and close it again.
 
-    `expected_prompt` renders messages as training did; engines compare their server with it.
+    `expected_prompt` renders messages as training did; engines compare their server with it. `many`: for
+    many questions, which may be asked side by side (tasks/side_by_side.py).
     """
     from serving.engines import open_serving
 
     engine = open_serving(
-        **settings().serving_options(find_base_model(base_model)), expected_prompt=expected_prompt
+        **settings().serving_options(find_base_model(base_model)),
+        expected_prompt=expected_prompt,
+        many=many,
     )
     try:
         yield engine

@@ -38,6 +38,7 @@ class Base:
     """An engine of which only the base answers; `happens` is called before each answer, with its number."""
 
     engine = "llamacpp"
+    at_once = 1
 
     def __init__(self, happens: Callable[[int], None] = lambda number: None) -> None:
         self.happens, self.asked = happens, 0
@@ -72,7 +73,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[Base], Base]:
 
     def serve(base: Base) -> Base:
         @contextmanager
-        def opened(base_model: str) -> Iterator[Any]:
+        def opened(base_model: str, *, many: bool) -> Iterator[Any]:
             yield base
 
         monkeypatch.setattr(playback, "serving", opened)
@@ -122,7 +123,7 @@ def test_a_job_asks_the_real_base_and_keeps_its_answers_for_the_next_job(
     with closing(LlamaCppServing(smollm2_gguf(), home / "adapters")) as engine:
         base.base_digest = engine.base_digest  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(playback, "serving", contextmanager(lambda base_model: iter([base])))
+        patch.setattr(playback, "serving", contextmanager(lambda base_model, many: iter([base])))
         prepare_data(again.id)
     assert base.asked == 0
     assert [e.instruction for e in data_set(again)] == [e.instruction for e in examples]

@@ -9,13 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
 from serving.checks import WARM_UP_MESSAGES
+from serving.lanes import Lanes
 from serving.llamacpp import LlamaCppServing
+from tasks.side_by_side import side_by_side
 from tests.adapters import smollm2_gguf, write_adapter
 from training.errors import AdapterRefused, ContextExceeded, ServingError, ServingUnavailable
 from training.schemas import ChatMessage, Generated, GenerateOptions
@@ -426,3 +429,50 @@ def test_a_base_that_renders_another_prompt_than_training_is_not_verified(tmp_pa
             serving.verify("emailai-anna:v1", published.digest)
     finally:
         serving.close()
+
+
+# ---- several at once -------------------------------------------------------------------------------
+
+
+def test_lanes_give_the_answers_of_one_engine_and_really_answer_side_by_side(
+    shared: LlamaCppServing, open_engine: Callable[..., LlamaCppServing], files: dict[str, Path]
+) -> None:
+    sampled = [GenerateOptions(seed=seed, max_tokens=24) for seed in range(6)]
+    alone = [shared.generate(ANNA, MESSAGES, options) for options in sampled]
+    lanes = Lanes([open_engine(), open_engine()])
+    lanes.publish(files["anna"], ANNA)
+    before = engine_processes()
+    asks = [lambda look, o=options: lanes.generate(ANNA, MESSAGES, o) for options in sampled]
+    with closing(side_by_side(asks, lanes.at_once, lambda: None)) as answers:
+        assert list(answers) == alone
+    assert len(engine_processes() - before) >= 1, "the second lane was never asked"
+    assert lanes.remove(ANNA)
+    with pytest.raises(ServingError, match="not published"):
+        lanes.generate(ANNA, MESSAGES, GREEDY)
+    lanes.close()
+
+
+def test_closing_ends_an_answer_that_another_thread_waits_for(
+    open_engine: Callable[..., LlamaCppServing],
+) -> None:
+    serving = open_engine()
+    serving.base_ready()
+    before = engine_processes()
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            serving.generate(None, MESSAGES, GenerateOptions(temperature=0, max_tokens=400))
+        except ServingUnavailable as exc:
+            raised.append(exc)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while serving._lock.acquire(blocking=False):  # until the other thread holds it: it is asking
+        serving._lock.release()
+        time.sleep(0.01)
+    serving.close()
+    asking.join(timeout=30)
+    assert not asking.is_alive()
+    assert [str(exc) for exc in raised] == ["The engine was closed during a request."]
+    assert engine_processes() < before, "an engine was started again after the end"
