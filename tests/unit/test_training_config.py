@@ -149,6 +149,12 @@ def test_the_owners_settings_are_a_preset_of_their_own() -> None:
     assert load_train_config("default").learning_rate == 1e-3
 
 
+def test_playback_is_the_default_recipe_but_for_its_instructions() -> None:
+    default, playback = load_train_config("default"), load_train_config("playback")
+    asked = default.data.model_copy(update={"instructions": "playback"})
+    assert playback == default.model_copy(update={"name": "playback", "data": asked})
+
+
 def test_the_message_names_the_file_and_the_value(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("batch_tokens: 7\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: batch_tokens: .*64.*value: 7"):
