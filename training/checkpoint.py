@@ -15,6 +15,7 @@ from training.dataset import EncodedExample
 from training.device import random_state, restore_random_state
 from training.early_stop import EarlyStop
 from training.flat_parameters import FlatParameters
+from training.weight_average import WeightAverage
 
 CHECKPOINT_FILE = "state.pt"
 
@@ -40,12 +41,20 @@ def fingerprint(
 
 class RunState:
     """What must survive a crash: master weights, optimiser, random state, losses, the early stop with its
-    best weights, tokens and seconds."""
+    best weights, the mean of the weights, tokens and seconds."""
 
-    def __init__(self, folder: Path, fingerprint: str, early: EarlyStop, trainers: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        early: EarlyStop,
+        average: WeightAverage | None,
+        trainers: int = 1,
+    ) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
         self.early = early
+        self.average = average
         self.trainers = trainers
         self.losses: list[float] = []
         self.step = 0
@@ -84,6 +93,8 @@ class RunState:
         restore_random_state(saved["random_state"])
         self._random = random_state()
         self.early.restore(saved["early"])
+        if self.average is not None:
+            self.average.restore(saved["average"])
         self.losses = list(saved["losses"])
         self.step, self.tokens, self.seconds = int(saved["step"]), saved["tokens"], saved["seconds"]
         self.device_seconds = saved.get("device_seconds", self.seconds)
@@ -102,6 +113,7 @@ class RunState:
                     "optimiser": optimiser.state_dict(),
                     "random_state": self._random,
                     "early": self.early.state(),
+                    "average": None if self.average is None else self.average.state(),
                     "losses": self.losses,
                     "tokens": self.tokens,
                     "seconds": self.seconds + session_seconds,

@@ -159,14 +159,19 @@ class TrainConfig(_Config):
     """`paged_adamw_8bit`: moments of 8 bits by bitsandbytes, moved to the CPU's memory when a GPU is full. It
     trains another adapter, so it is never chosen for you."""
     validation_fraction: float = Field(default=0.1, ge=0, le=0.25)
-    """Newest share of the training examples, in whole threads, that is only looked at, to stop in time and to
-    keep the best weights; 0 switches it off. It costs its share of the examples and about a thirtieth of the
-    time: a look is one forward pass, a third of a step's work, over a tenth of the mails."""
+    """Share of the training examples, in whole threads spread over their time, that is only looked at: to
+    stop in time and to keep the best weights; 0 switches it off. It costs its share of the examples and
+    about a thirtieth of the time: a look is one forward pass, a third of a step's work, over a tenth of the
+    mails."""
     min_validation: int = Field(default=12, ge=1)
     """Mails below which there is no validation slice: a mean over fewer says more about them than about the
     adapter. It never takes more than a quarter of the examples, so 48 are the fewest that have one."""
     patience: int = Field(default=1, ge=1)
     """Looks in a row that may bring no improvement before training ends."""
+    average_from: float | None = Field(default=0.25, ge=0, lt=1)
+    """Share of the steps after which the mean of the weights begins that is looked at last and saved when the
+    slice finds it better than every single step; null: only single steps are saved. Without a slice nothing
+    can be said for the mean, and the last step is saved."""
     min_delta: float = Field(default=0.005, ge=0)
     """Nat per reply token below which a lower validation loss counts as no improvement."""
     seed: int = 17

@@ -33,6 +33,8 @@ class EarlyStop:
         self.curve: list[tuple[int, float]] = []
         self.best_step = 0
         self.best_nll = math.inf
+        self.averaged_from: int | None = None
+        """The best weights are the mean of the steps after this one; None: those of `best_step`."""
         self._best: torch.Tensor | None = None
         self._idle = 0
 
@@ -48,6 +50,13 @@ class EarlyStop:
         if nll < self.best_nll:
             self.best_step, self.best_nll = step, nll
             self._best = weights.master.detach().clone()
+
+    @torch.no_grad()
+    def look_at_mean(self, step: int, begin: int, nll: float, mean: torch.Tensor) -> None:
+        """Keep the mean of the weights after the steps `begin` + 1 to `step` when its loss is the lowest."""
+        if nll < self.best_nll:
+            self.best_step, self.best_nll, self.averaged_from = step, nll, begin
+            self._best = mean.clone()
 
     @property
     def is_over(self) -> bool:
@@ -66,6 +75,7 @@ class EarlyStop:
             "curve": self.curve,
             "best_step": self.best_step,
             "best_nll": self.best_nll,
+            "averaged_from": self.averaged_from,
             "best": self._best,
             "idle": self._idle,
         }
@@ -73,6 +83,7 @@ class EarlyStop:
     def restore(self, state: dict[str, Any]) -> None:
         self.curve = [(int(step), float(nll)) for step, nll in state["curve"]]
         self.best_step, self.best_nll = state["best_step"], state["best_nll"]
+        self.averaged_from = state["averaged_from"]
         self._best, self._idle = state["best"], state["idle"]
 
     def describe(self, steps: int, planned: int, reason: str) -> str:
@@ -85,8 +96,10 @@ class EarlyStop:
         )
         if not self.curve:
             return f"{whole} without an early stop: {reason}."
-        kept = f"step {self.best_step}" if self.best_step else "the start"
-        lowest = f"lowest at {kept} ({self.best_nll:.3f} nat per token), and those weights are kept"
+        kept = f"at step {self.best_step}" if self.best_step else "at the start"
+        if self.averaged_from is not None:
+            kept = f"for the mean of the weights of steps {self.averaged_from + 1} to {self.best_step}"
+        lowest = f"lowest {kept} ({self.best_nll:.3f} nat per token), and those weights are kept"
         if self.is_over and steps < planned:
             return (
                 f"Stopped early at step {steps} of {planned}: the validation loss no longer fell by "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,18 @@ class FlatParameters:
     def copy_to_working(self) -> None:
         for where, working, _ in self._pieces:
             working.copy_(self.master[where], non_blocking=True)
+
+    @contextmanager
+    def replaced_by(self, others: torch.Tensor) -> Iterator[None]:
+        """Let the model compute with `others`, of the master's size and order; the master stays as it is."""
+        master = self.master
+        try:
+            self.master = others
+            self.copy_to_working()
+            yield
+        finally:
+            self.master = master
+            self.copy_to_working()
 
     def _gathered_gradient(self) -> torch.Tensor:
         if len(self._pieces) == 1:

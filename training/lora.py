@@ -42,8 +42,8 @@ def train_adapter(
 ) -> TrainingResult:
     """Train an adapter on `examples` (in time order) and save it as PEFT safetensors in `out_dir`/adapter.
 
-    The newest threads are set aside as a validation slice where there are enough of them: training ends when
-    they no longer gain, and the weights that were best on them are saved.
+    Some threads are set aside as a validation slice where there are enough of them: training ends when they
+    no longer gain, and the weights that were best on them are saved, of a step or the mean of many.
     `on_checkpoint` is called after each checkpoint is written. `after_training` is called with the finished
     model while it is still in memory (held-out losses). A checkpoint in `out_dir`/checkpoint is resumed when
     it was made by the same configuration and examples, and ends with the adapter of an uninterrupted run. One
@@ -90,6 +90,7 @@ def train_adapter(
                 run.save_if_due()
                 if on_progress is not None:
                     on_progress(run.progress())
+            run.look_at_mean()
         run.finish()
         _save_adapter(model, out_dir / "adapter")
         model.eval()

@@ -94,7 +94,7 @@ class MemoryPlan:
 
     weights: int
     adapter: int
-    """LoRA weights, their gradients, the float32 master and the optimiser's state."""
+    """LoRA weights, their gradients, the float32 master, the optimiser's state, what an early stop keeps."""
     activations: int
     """What the backward pass keeps, for the largest batch."""
     logits: int
@@ -181,12 +181,14 @@ def _layer_bytes_per_token(
 
 
 def _bytes_per_adapter_parameter(config: TrainConfig, number: int) -> int:
-    """Working weight and its gradient; in float32 master and its gradient; AdamW's two moments.
+    """Working weight and its gradient; in float32 master and its gradient; AdamW's two moments; with an early
+    stop, in float32, the best weights so far and the mean of the steps.
 
     Moments are float32, or one byte each with 8-bit AdamW (Dettmers et al. 2021, arXiv 2110.02861).
     """
     moments = 2 if config.optimiser == "paged_adamw_8bit" else 8
-    return number + number + 4 + 4 + moments
+    kept = 4 + 4 * (config.average_from is not None) if config.validation_fraction else 0
+    return number + number + 4 + 4 + moments + kept
 
 
 def fit_memory(

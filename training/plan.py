@@ -29,10 +29,12 @@ class ValidationSplit:
 
 
 def threads_to_watch(threads: Sequence[str], config: TrainConfig) -> tuple[frozenset[str], str]:
-    """Return the newest threads, whole, that make `validation_fraction` of the examples; or none, and why.
+    """Return threads, whole, that make `validation_fraction` of the examples; or none, and why.
 
-    `threads` holds the thread of every example, in time order; a thread stands where its newest mail stands.
-    A thread that would take more than a quarter of the examples out stays in training.
+    `threads` holds the thread of every example, in time order. They are spread evenly over the time: each is
+    the thread of the next mail when the slice has fallen half a mail behind its share so far. (The newest
+    mails are nearest to what the person will write next, and better trained on: docs/quality.md, "What is
+    watched".) A thread that would take more than a quarter of the examples out stays in training.
     """
     if not config.validation_fraction:
         return frozenset(), "validation_fraction is 0"
@@ -46,10 +48,12 @@ def threads_to_watch(threads: Sequence[str], config: TrainConfig) -> tuple[froze
     wanted = min(max(config.min_validation, round(len(threads) * config.validation_fraction)), most)
     out: set[str] = set()
     count = 0
-    for thread, size in Counter(reversed(threads)).items():  # newest thread first
-        if count < wanted and count + size <= most:
+    sizes = Counter(threads)
+    for place, thread in enumerate(threads, start=1):
+        behind = wanted * place / len(threads) - count
+        if behind >= 0.5 and thread not in out and count + sizes[thread] <= most:
             out.add(thread)
-            count += size
+            count += sizes[thread]
     if count < config.min_validation:
         reason = (
             f"the threads are too long: whole ones make {count} validation mails, not {config.min_validation}"

@@ -38,6 +38,7 @@ from training.watch import (
     stop_if_useless,
     stop_if_validation_diverged,
 )
+from training.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,10 +81,14 @@ class Run:
         # themselves at these rates.
         self._optimiser = make_optimiser(self.weights.master, config)
         self.early = EarlyStop(config.patience, config.min_delta)
+        self._average: WeightAverage | None = None
+        if self._split.validation and config.average_from is not None:
+            self._average = WeightAverage(int(config.average_from * self.steps))
         self.state = RunState(
             out_dir / "checkpoint",
             fingerprint(config, examples, base.info, start_digest),
             self.early,
+            self._average,
             base.trainers,
         )
         self.first_step = self.state.resume(self.weights, self._optimiser)
@@ -109,12 +114,26 @@ class Run:
         if not self.early.is_due(self.state.step, self._looks):
             return
         self._losses.catch_up()
-        nll = validation_loss(
-            self.model, self.base, self._split.validation, self.config.batch_tokens, self.stop_if_asked
-        )
+        nll = self._validation_loss()
         with uninterrupted():
             self.early.look(self.state.step, nll, self.weights)
         stop_if_validation_diverged(self.early.curve, self.state.losses)
+
+    def look_at_mean(self) -> None:
+        """Look once more, at the mean of the weights, after the last step; what was kept so far may give way.
+
+        A run that is resumed here looks again, and finds the same.
+        """
+        if self._average is None or self._average.mean is None:
+            return
+        with self.weights.replaced_by(self._average.mean):
+            nll = self._validation_loss()
+        self.early.look_at_mean(self.state.step, self._average.begin, nll, self._average.mean)
+
+    def _validation_loss(self) -> float:
+        return validation_loss(
+            self.model, self.base, self._split.validation, self.config.batch_tokens, self.stop_if_asked
+        )
 
     def step(self) -> None:
         """Do the next step. Raises TrainingDiverged."""
@@ -129,6 +148,8 @@ class Run:
             self.weights.update(self._optimiser, self.config.max_grad_norm)
             self._losses.add(loss)
             self.state.step_done(sum(len(example.input_ids) for example in batch))
+            if self._average is not None:
+                self._average.add(self.state.step, self.weights.master)
         stop_if_diverged(self.state.losses)
         if self.state.step % GIVE_BACK_EVERY_STEPS == 0:
             _give_back_memory()
@@ -209,6 +230,7 @@ class Run:
             resumed_from_step=self.first_step,
             earlier_seconds=self.state.device_seconds,
             best_step=self.early.best_step if self.early.curve else done,
+            averaged_from=self.early.averaged_from,
             stopped_early=done < self.steps,
             stop_reason=self.early.describe(done, len(self._plan), self._split.reason),
             validation_emails=len(self._split.validation),

@@ -553,7 +553,9 @@ class TrainingResult(Schema):
     """Seconds of the device before the process that ended it took over: of `train_seconds`, or the part of
     them that it is charged for where several trainers shared the device."""
     best_step: int = 0
-    """The step whose weights were saved; 0: those that training began with."""
+    """The last step that the saved weights have seen; 0: they are those that training began with."""
+    averaged_from: int | None = None
+    """The saved weights are the mean of the steps after this one, up to `best_step`; None: that step's."""
     stopped_early: bool = False
     stop_reason: str = ""
     """Why training ended where it did and which weights were kept, as a sentence."""

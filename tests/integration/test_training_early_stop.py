@@ -32,6 +32,7 @@ STOPS = TrainConfig(
     learning_rate=5e-3,
     validation_fraction=0.25,
     min_validation=3,
+    average_from=None,
     checkpoint_every_s=1e-9,  # after every step
     lora=LoraConfig(rank=4, alpha=8, dropout=0.2),
 )
@@ -250,3 +251,121 @@ def test_going_on_from_an_adapter_that_cannot_gain_keeps_it(
     assert (result.best_step, result.stopped_early) == (0, True)
     assert "lowest at the start" in result.stop_reason
     assert digest(result) == sha256_of(start / "adapter_model.safetensors")
+
+
+# ---- the mean of the weights -----------------------------------------------------------------------
+
+AVERAGES = STOPS.model_copy(update={"average_from": 0.25, "epochs": 3, "patience": 9})
+STEPS = 3 * EPOCH_STEPS
+FIRST_IN_MEAN = STEPS // 4 + 1
+
+
+@pytest.fixture
+def mean_is_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step is as good as the one before it but a little; what is looked at last is the best."""
+    looks: list[float] = []
+
+    def falling(model: Any, *_: Any) -> float:
+        looks.append(9.0 - len(looks))
+        return looks[-1]
+
+    monkeypatch.setattr(run, "validation_loss", falling)
+
+
+def masters_of(config: TrainConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Train, and return the master weights after every step."""
+    seen: list[torch.Tensor] = []
+    step = run.Run.step
+
+    def noted(self: run.Run) -> None:
+        step(self)
+        seen.append(self.weights.master.detach().clone())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "step", noted)
+        train_adapter(config, MAILS, tiny_base(), out)
+    return seen
+
+
+def saved_weights(result: TrainingResult) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(result.adapter_dir) / "adapter_model.safetensors")
+
+
+@pytest.mark.usefixtures("mean_is_best")
+def test_the_mean_of_the_last_three_quarters_of_the_steps_is_saved_when_the_slice_finds_it_best(
+    base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = train_adapter(AVERAGES, MAILS, base, tmp_path / "mean")
+    masters = masters_of(AVERAGES, tmp_path / "noted", monkeypatch)
+    assert len(masters) == STEPS
+    mean = torch.stack(masters[FIRST_IN_MEAN - 1 :]).mean(0)
+    saved = torch.cat([weights.flatten() for weights in saved_weights(result).values()])
+    assert torch.allclose(saved.sort().values, mean.sort().values, atol=1e-6)
+    assert (result.best_step, result.averaged_from) == (STEPS, FIRST_IN_MEAN - 1)
+    assert f"lowest for the mean of the weights of steps {FIRST_IN_MEAN} to {STEPS} (" in result.stop_reason
+    assert [step for step, _ in result.validation_curve] == [0, 8, 16, 24], "the mean is no step"
+
+
+def test_a_mean_that_is_worse_than_a_step_changes_nothing(
+    base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def worse_at_last(model: Any, *_: Any) -> float:
+        looks.append(9.0 - len(looks) if len(looks) < 4 else 8.0)
+        return looks[-1]
+
+    monkeypatch.setattr(run, "validation_loss", worse_at_last)
+    with_mean = train_adapter(AVERAGES, MAILS, base, tmp_path / "with")
+    looks.clear()
+    without = AVERAGES.model_copy(update={"average_from": None})
+    plain = train_adapter(without, MAILS, base, tmp_path / "without")
+    assert (with_mean.averaged_from, with_mean.best_step) == (None, STEPS)
+    assert digest(with_mean) == digest(plain)
+
+
+@pytest.mark.parametrize("cut", [3, FIRST_IN_MEAN, 2 * EPOCH_STEPS, STEPS], ids=lambda cut: f"step {cut}")
+def test_a_run_that_was_cut_off_ends_with_the_same_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    real = run.validation_loss
+    # The mean alone is measured as better than it is: which weights are looked at tells them apart.
+    monkeypatch.setattr(
+        run.Run,
+        "look_at_mean",
+        lambda self, look=run.Run.look_at_mean: _favoured(self, look, monkeypatch, real),
+    )
+    whole = train_adapter(AVERAGES, MAILS, tiny_base(), tmp_path / "whole")
+    with pytest.raises(PowerCut):
+        train_adapter(AVERAGES, MAILS, tiny_base(), tmp_path / "cut", on_progress=cut_at(cut))
+    resumed = train_adapter(AVERAGES, MAILS, tiny_base(), tmp_path / "cut")
+    assert resumed.resumed_from_step == min(cut, STEPS - 1)  # the last step is saved with the adapter
+    assert whole.averaged_from == resumed.averaged_from is not None
+    assert (digest(resumed), resumed.stop_reason) == (digest(whole), whole.stop_reason)
+
+
+def _favoured(self: run.Run, look: Any, monkeypatch: pytest.MonkeyPatch, real: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "validation_loss", lambda *a: real(*a) - 5)
+        look(self)
+
+
+@pytest.mark.usefixtures("mean_is_best")
+def test_a_run_that_died_after_its_mean_was_kept_saves_it_again(base: LoadedBase, tmp_path: Path) -> None:
+    def die(_: Any) -> None:
+        raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train_adapter(AVERAGES, MAILS, base, tmp_path, after_training=die)
+    again = train_adapter(AVERAGES, MAILS, base, tmp_path)
+    assert (again.resumed_from_step, again.averaged_from) == (STEPS, FIRST_IN_MEAN - 1)
+    assert f"mean of the weights of steps {FIRST_IN_MEAN} to {STEPS}" in again.stop_reason
+
+
+def test_without_a_slice_the_last_step_is_saved(base: LoadedBase, tmp_path: Path) -> None:
+    blind = AVERAGES.model_copy(update={"validation_fraction": 0})
+    result = train_adapter(blind, MAILS, base, tmp_path / "blind")
+    plain = train_adapter(blind.model_copy(update={"average_from": None}), MAILS, base, tmp_path)
+    assert result.averaged_from is None and digest(result) == digest(plain)

@@ -95,7 +95,7 @@ def test_the_reason_gives_the_values_and_the_counts() -> None:
     reason = choose(DEFAULT, examples).reason
     assert reason.startswith(
         "Chosen from the mail: epochs at most 2, learning rate 0.001, rank 16, alpha 32, dropout 0.05, "
-        "early stop by the newest 14; because 141 training mails of about "
+        "early stop by 14 mails kept aside; because 141 training mails of about "
     )
     assert f"{count_tokens(examples, DEFAULT):,} tokens" in reason and reason.endswith("steps an epoch.")
 

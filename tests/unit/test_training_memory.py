@@ -68,11 +68,20 @@ def test_nf4_takes_a_little_more_than_half_a_byte_per_linear_weight() -> None:
     assert saved == pytest.approx(LLAMA_8B.linear_parameters * (2 - 0.516), rel=0.001)
 
 
-def test_the_optimiser_keeps_twenty_bytes_per_number_and_eight_bit_moments_six_fewer() -> None:
+@pytest.mark.parametrize(
+    ("changes", "bytes_a_number"),
+    [
+        ({"validation_fraction": 0}, 20),
+        ({"validation_fraction": 0, "optimiser": "paged_adamw_8bit"}, 14),
+        ({"average_from": None}, 24),  # the best weights so far
+        ({}, 28),  # and the mean of the steps
+    ],
+)
+def test_the_optimiser_and_the_early_stop_keep_some_bytes_per_number(
+    changes: dict[str, object], bytes_a_number: int
+) -> None:
     numbers = adapter_parameters(LLAMA_8B, PRESET)
-    assert plan_memory(LLAMA_8B, PRESET).adapter == 20 * numbers
-    paged = PRESET.model_copy(update={"optimiser": "paged_adamw_8bit"})
-    assert plan_memory(LLAMA_8B, paged).adapter == 14 * numbers
+    assert plan_memory(LLAMA_8B, PRESET.model_copy(update=changes)).adapter == bytes_a_number * numbers
 
 
 def test_activations_grow_with_the_tokens_of_a_batch_and_recomputing_leaves_a_fraction() -> None:

@@ -101,12 +101,24 @@ def ids(examples: tuple[EncodedExample, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize(("count", "expected"), [(48, 12), (60, 12), (120, 12), (200, 20), (500, 50)])
-def test_the_newest_tenth_is_set_aside_and_at_least_twelve_mails(count: int, expected: int) -> None:
+def test_a_tenth_is_set_aside_all_along_the_time_and_at_least_twelve_mails(count: int, expected: int) -> None:
     examples = in_threads([f"t{n}" for n in range(count)])
     split = split_validation(examples, TrainConfig())
-    assert ids(split.validation) == [f"m{n}" for n in range(count - expected, count)]
-    assert ids(split.train) == [f"m{n}" for n in range(count - expected)]
-    assert split.reason == ""
+    places = [int(example.id[1:]) for example in split.validation]
+    stride = count / expected
+    assert places == sorted(places) and len(places) == expected
+    assert all(abs(place - (n + 0.5) * stride) <= 1 for n, place in enumerate(places))
+    assert len(split.train) == count - expected and split.reason == ""
+    assert examples[-1] in split.train, "the newest mail is worth most in training"
+
+
+def test_long_threads_come_into_the_slice_as_often_as_their_mails() -> None:
+    chance = random.Random(1)
+    conversations = [f"t{n // 40}-{chance.randrange(10)}" for n in range(400)]  # of about four mails
+    examples = in_threads([t if chance.random() < 0.5 else f"s{n}" for n, t in enumerate(conversations)])
+    split = split_validation(examples, TrainConfig())
+    in_long = sum(example.thread_id.startswith("t") for example in split.validation)
+    assert 40 <= len(split.validation) <= 43 and 12 <= in_long <= 32
 
 
 @pytest.mark.parametrize("count", [0, 1, 12, 47])
@@ -133,10 +145,11 @@ def test_no_thread_is_cut_and_never_more_than_a_quarter_is_set_aside(seed: int) 
     assert split == split_validation(list(examples), TrainConfig(min_validation=5, seed=99))
 
 
-def test_a_thread_too_long_for_a_quarter_stays_in_training_and_the_one_before_it_is_taken() -> None:
-    examples = in_threads([f"t{n}" for n in range(60)] + ["long"] * 30)
+def test_a_thread_too_long_for_a_quarter_stays_in_training_and_the_next_one_is_taken() -> None:
+    examples = in_threads([f"t{n}" for n in range(60)] + ["long"] * 30 + [f"u{n}" for n in range(20)])
     split = split_validation(examples, TrainConfig())
-    assert ids(split.validation) == [f"m{n}" for n in range(48, 60)]
+    assert len(split.validation) == 12
+    assert not any(example.thread_id == "long" for example in split.validation)
 
 
 def test_a_mailbox_of_one_thread_has_no_validation_slice_and_the_reason_says_so() -> None:

@@ -14,13 +14,14 @@ from tests.benchmarks.quality.page import table
 from training.schemas import CheckRole, GateDecision
 
 TITLE = "The gate on trained adapters"
-MAILBOXES = ("david", "pereira-s", "wh-emmett-l", "wh-cerda-j", "fossum-d", "dasovich-j")
+MAILBOXES = ("david", "pereira-s", "wh-emmett-l", "wh-cerda-j", "fossum-d", "wh-rice-c", "dasovich-j")
 FOREIGN = {
     "david": "pereira-s",
     "pereira-s": "david",
     "wh-emmett-l": "pereira-s",
     "wh-cerda-j": "wh-emmett-l",
     "fossum-d": "pereira-s",
+    "wh-rice-c": "wh-cerda-j",
     "dasovich-j": "pereira-s",
 }
 """Whose adapter must be refused where; mostly a colleague's, which is harder to tell than a stranger's."""

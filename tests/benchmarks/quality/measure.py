@@ -171,6 +171,7 @@ def course(result: TrainingResult) -> dict[str, Any]:
     return {
         "steps": result.steps,
         "best_step": result.best_step,
+        "averaged_from": result.averaged_from,
         "stopped_early": result.stopped_early,
         "epochs": round(result.epochs, 3),
         "validation_emails": result.validation_emails,

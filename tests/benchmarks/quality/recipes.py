@@ -14,7 +14,7 @@ from tests.benchmarks.quality.page import table
 from tests.benchmarks.quality.paired import compare, mean_nll
 
 TITLE = "Recipes"
-MAILBOXES = ("david", "pereira-s", "wh-emmett-l", "wh-cerda-j", "fossum-d", "dasovich-j")
+MAILBOXES = ("david", "pereira-s", "wh-emmett-l", "wh-cerda-j", "fossum-d", "wh-rice-c", "dasovich-j")
 SEEDS: dict[str, Any] = {"preset": "seeds"}
 PANZA: dict[str, Any] = {
     "overrides": {
