@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.quality import __main__ as quality
-from tests.benchmarks.quality import masking, modes, precision, sizes, sweep, time_split
+from tests.benchmarks.quality import average, masking, modes, precision, sizes, sweep, time_split
 from tests.benchmarks.quality.ledger import Ledger, Run, code_version
 from tests.benchmarks.quality.page import replace_sections, table
 from tests.benchmarks.quality.paired import compare, mean_nll
@@ -243,6 +243,25 @@ def test_what_masking_costs_is_told_apart_for_names_and_the_rest(ledger: Ledger)
     assert row.endswith(
         "| +0.010 (+0.010 to +0.010) | +0.000 (+0.000 to +0.000) | +1.000 (+1.000 to +1.000) |"
     )
+
+
+def test_the_mean_is_compared_with_the_step_that_the_slice_would_have_kept(ledger: Ledger) -> None:
+    run = average.runs()[0]
+    looks = [("0", 3.0, 3.1), ("10", 2.5, 2.6), ("20", 2.6, 2.4), ("mean of 6 to 20", 2.4, 2.3)]
+    ledger.add(
+        run,
+        {
+            "averaged_from": 5,
+            "looks": [
+                {"look": name, "validation": validation, "held_out": [[held_out, 40]] * 3}
+                for name, validation, held_out in looks
+            ],
+        },
+    )
+
+    row = next(line for line in average.section(ledger).splitlines() if line.startswith(f"| {run.mailbox}"))
+
+    assert "| 2.500 (step 10) | 2.400 (6 to 20) | 2.600 | 2.300 | -0.300 (-0.300 to -0.300) | mean |" in row
 
 
 def test_every_arm_of_a_retrain_is_in_the_table(ledger: Ledger) -> None:

@@ -64,7 +64,9 @@ def without_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(arms, "references", lambda panel, work: {member.name: folder for member in panel})
     monkeypatch.setattr(arms, "losses", losses)
     monkeypatch.setattr(arms, "engine", engine)
-    monkeypatch.setattr(arms, "read_course", lambda folder: {"epochs": 3.0, "train_seconds": 90.0})
+    monkeypatch.setattr(
+        arms, "read_course", lambda folder: {"epochs": 3.0, "train_seconds": 90.0, "train_tokens": 30000}
+    )
     return double
 
 
@@ -186,7 +188,7 @@ def test_the_table_of_recipes_shows_what_is_measured_and_what_is_not(
     lines = recipes.section(ledger).splitlines()
 
     row = next(line for line in lines if line.startswith("| david | ours"))
-    assert "| 2.500 | -0.500 (-0.500 to -0.500) |" in row and "| 3 | 1.5 |" in row
+    assert "| 2.500 | -0.500 (-0.500 to -0.500) |" in row and "| 3 | 30,000 | 1.5 |" in row
     assert any(line.startswith("| david | Panza's LoRA | ended at step 90 |") for line in lines)
     assert any(line.startswith("| david | TRL with PEFT, defaults | not measured |") for line in lines)
 

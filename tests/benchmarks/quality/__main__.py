@@ -33,6 +33,7 @@ from training.settings import load_settings
 MODULES = {
     "sweep": "tests.benchmarks.quality.sweep",
     "epochs": "tests.benchmarks.quality.epochs",
+    "average": "tests.benchmarks.quality.average",
     "precision": "tests.benchmarks.quality.precision",
     "modes": "tests.benchmarks.quality.modes",
     "masking": "tests.benchmarks.quality.masking",

@@ -231,6 +231,12 @@ def _learnt_by_heart(run: Run, work: Path) -> dict[str, Any]:
     return measure_learnt_by_heart(run, work)
 
 
+def _every_look(run: Run, work: Path) -> dict[str, Any]:
+    from tests.benchmarks.quality.average import measure_every_look
+
+    return measure_every_look(run, work)
+
+
 def _instructions(run: Run, work: Path) -> dict[str, Any]:
     from tests.benchmarks.quality.playback import measure_instructions
 
@@ -247,4 +253,5 @@ KINDS: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
     "cross": _cross,
     "learnt by heart": _learnt_by_heart,
     "instructions": _instructions,
+    "every look": _every_look,
 }

@@ -75,20 +75,22 @@ def section(ledger: Ledger) -> str:
         "leaks",
         "stops by itself",
         "epochs",
+        "tokens",
         "minutes",
         "gate",
     ]
     return "\n\n".join(
         [
             "Same mailbox, split, base model (smollm2-135m) and examples, cut at 1,024 tokens; the token "
-            "budget of an arm is the examples times its epochs, which are the recipe's own. Loss in nat per "
-            "reply token; voice: 0 writes like the base, 1 like the person; copies, leaks and stops over the "
-            "gate's 24 held-out prompts, answered by the converted adapter. Panza: r 8, alpha 16, dropout "
-            "0.05, lr 1e-5, 5 epochs, 8 mails a step, 8 steps of warm-up, linear decay; its instructions "
-            "come from data playback and its shipped method adds a sparse part (RoSA), both of which are "
-            "not copied: instructions are ours in every arm. TRL and PEFT: every default of SFTConfig and "
-            "LoraConfig, 3 epochs, loss on the reply. Minutes are those of the training steps on a machine "
-            "that was busy with other things: an order of magnitude.",
+            "budget is the examples times the epochs, which are each recipe's own: no other is smaller "
+            "than ours. Loss in nat per reply token; voice: 0 writes like the base, 1 like the person; "
+            "copies, leaks and stops over the gate's 24 held-out prompts, answered by the converted "
+            "adapter. Panza: r 8, alpha 16, dropout 0.05, lr 1e-5, 5 epochs, 8 mails a step, 8 steps of "
+            "warm-up, linear decay; its instructions come from data playback and its shipped method adds "
+            "a sparse part (RoSA), both of which are not copied: instructions are ours in every arm. TRL "
+            "and PEFT: every default of SFTConfig and LoraConfig, 3 epochs, loss on the reply. Minutes "
+            "are those of the training steps on a machine that was busy with other things: an order of "
+            "magnitude.",
             table(header, rows),
             _matrix(ledger),
         ]
@@ -97,9 +99,9 @@ def section(ledger: Ledger) -> str:
 
 def _row(mailbox: str, name: str, result: dict[str, Any] | None, base: dict[str, Any] | None) -> list[str]:
     if result is None:
-        return [mailbox, name, "not measured", *[""] * 9]
+        return [mailbox, name, "not measured", *[""] * 10]
     if "diverged" in result:
-        return [mailbox, name, f"ended at step {result['step']}", *[""] * 9]
+        return [mailbox, name, f"ended at step {result['step']}", *[""] * 10]
     decision, course = decide(result), result["course"]
     numbers = decision.numbers
 
@@ -117,6 +119,7 @@ def _row(mailbox: str, name: str, result: dict[str, Any] | None, base: dict[str,
         said("leaks", "{:.0f}"),
         said("stopShare"),
         f"{course['epochs']:g}" if course else "",
+        f"{course['train_tokens']:,}" if course else "",
         f"{course['train_seconds'] / 60:.1f}" if course else "",
         "" if name == "base" else str(decision.outcome),
     ]
