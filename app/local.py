@@ -22,9 +22,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -199,6 +200,8 @@ class _Start:
         self.started: list[StackProcess] = []
         self.kept: list[StackProcess] = []
         self.started_database = False
+        self.port_choice = ExitStack()
+        """Holds others off while a port is chosen and not taken yet."""
         self.registration: subprocess.Popen[str] | None = None
         self.found = _read(settings)
         self.undecided = {item.name: item for item in (self.found.processes if self.found else ())}
@@ -237,6 +240,7 @@ class _Start:
         return self._write()
 
     def undo(self) -> None:
+        self.port_choice.close()
         if self.registration is not None and self.registration.poll() is None:
             self.registration.kill()
             self.registration.wait()
@@ -281,6 +285,8 @@ class _Start:
             return None
         port = None
         known = self.undecided.pop("prefect-server", None)
+        if known is None or _alive(known) is None:
+            self.port_choice.enter_context(_port_choice(self.on_progress))
         if self.found is not None and known is not None:
             if _alive(known) is not None:
                 self.api_url = self.found.prefect_api_url
@@ -301,7 +307,7 @@ class _Start:
 
     def _wait_for_server(self, server: StackProcess | None) -> None:
         started = time.monotonic()
-        while not _answers(self.api_url):
+        while not (_answers(self.api_url) and (server is None or _listens(server, self.api_url))):
             if server is None:
                 raise OrchestratorUnavailable(
                     f"The Prefect server at {self.api_url} does not answer. Correct PREFECT_API_URL, or "
@@ -314,6 +320,7 @@ class _Start:
                     f"The Prefect server does not answer after {SERVER_START_S:.0f} s. {_last(server)}"
                 )
             time.sleep(0.1)
+        self.port_choice.close()
         if server in self.started:
             self._done("prefect-server", self._spawned_at(server))
         elif server is not None:
@@ -685,6 +692,33 @@ def _answers(api_url: str) -> bool:
         return False
 
 
+def _listens(server: StackProcess, api_url: str) -> bool:
+    """Tell whether it is our server that answers there, and not another's that took the port first."""
+    port = httpx.URL(api_url).port
+    leader = _alive(server)
+    for process in [leader, *leader.children(recursive=True)] if leader is not None else []:
+        with suppress(psutil.Error):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    return False
+
+
+@contextmanager
+def _port_choice(on_progress: Progress) -> Iterator[None]:
+    """Be the only `up` of this user that chooses a port, until its server listens there.
+
+    Two that start in the same second would both find it free. Where the lock cannot be had the loser finds
+    out by `_listens`. Raises OrchestratorUnavailable.
+    """
+    lock = Path(tempfile.gettempdir()) / f"ownvoice-port-{os.getuid()}.lock"
+    waiting = "waiting for another `ownvoice up` to take its port"
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(_locked(lock, waiting, SERVER_START_S, on_progress))
+        yield
+
+
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # A port that a stopped server left in TIME_WAIT is free; uvicorn binds with the same option.
@@ -747,8 +781,15 @@ def _lock(settings: Settings, on_progress: Progress) -> Iterator[None]:
     """Hold the lock of this home; waits for another `up` or `down`. Raises OrchestratorUnavailable."""
     home = settings.home.expanduser().resolve()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / "stack.lock").open("a") as file:
-        deadline = time.monotonic() + LOCK_S
+    with _locked(home / "stack.lock", "waiting for another `ownvoice up` or `down`", LOCK_S, on_progress):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, waiting: str, timeout_s: float, on_progress: Progress) -> Iterator[None]:
+    """Hold the lock file; say `waiting` while another process has it. Raises OrchestratorUnavailable."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "a") as file:
+        deadline = time.monotonic() + timeout_s
         told = False
         while True:
             try:
@@ -756,11 +797,11 @@ def _lock(settings: Settings, on_progress: Progress) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if not told:
-                    on_progress("stack", "waiting for another `ownvoice up` or `down`")
+                    on_progress("stack", waiting)
                     told = True
                 if time.monotonic() > deadline:
                     raise OrchestratorUnavailable(
-                        f"Another `ownvoice up` or `down` has held {home / 'stack.lock'} for {LOCK_S:.0f} s. "
+                        f"Another `ownvoice up` or `down` has held {path} for {timeout_s:.0f} s. "
                         "Wait for it or end it, then try again."
                     ) from None
                 time.sleep(0.2)

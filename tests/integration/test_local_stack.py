@@ -354,6 +354,28 @@ def test_down_leaves_nothing_running_even_with_a_live_run(stack_home: Path, tmp_
     assert not local.down(settings)
 
 
+def test_two_stacks_that_start_in_the_same_second_have_a_server_each(
+    stack_home: Path, tmp_path: Path
+) -> None:
+    project = write_hello_project(tmp_path)
+    both = [stack_settings(stack_home / name) for name in ("one", "two")]
+    try:
+        with ThreadPoolExecutor(2) as together:
+            stacks = list(
+                together.map(lambda each: local.up(each, prefect_file=project, first_port=4820), both)
+            )
+        urls = {stack.prefect_api_url for stack in stacks}
+        assert len(urls) == 2
+        for stack in stacks:
+            server = stack.process("prefect-server")
+            assert server is not None and local._listens(server, stack.prefect_api_url)
+            assert not any(local._listens(server, url) for url in urls - {stack.prefect_api_url})
+            assert _count(stack, "deployments") == 2
+    finally:
+        for each in both:
+            local.down(each)
+
+
 def test_failed_up_stops_what_it_started(stack_home: Path, tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").write_text(
         "deployments: [{name: a, entrypoint: 'missing.py:f', work_pool: {name: cpu}}]"
