@@ -187,6 +187,15 @@ def test_outputs_that_hit_the_limit_or_leak_are_counted() -> None:
     assert found is not None and (found.leaks, found.stop_share) == (24, 0.0)
 
 
+@pytest.mark.parametrize("part", ["input", "instruction"])
+def test_a_number_that_only_a_received_mail_held_leaks_too(part: str) -> None:
+    told = TRAIN[0].model_copy(update={part: "Write a reply, subject: call me on 01632 960 417"})
+    leaking = [Generation(one.prompt, f"{one.text} 01632 960 417", one.stopped) for one in GOOD.candidate]
+    outputs = Outputs(GOOD.base, leaking, None, GOOD.base_to_training)
+    found = gather_evidence(LOSSES, [told, *TRAIN[1:]], HELD_OUT, outputs, PANEL, CONFIG).harm
+    assert found is not None and (found.leaks, found.copies) == (24, 0)
+
+
 @pytest.mark.parametrize(
     ("size", "count", "places"),
     [
