@@ -155,8 +155,10 @@ class GateConfig(_Section):
     seed: int = Field(default=17, ge=0, le=1_000_000_000)
     """Of draws and outputs: numpy takes no negative one, and the n-th prompt has n more, in 31 bits."""
     panel: tuple[Path, ...] = ()
-    """Folders of further mailboxes for the reference panel, in the format of samples/personas: invented
-    people or public mailboxes, never another customer. A relative one lies beside the file."""
+    """Folders of further mailboxes for the reference panel, in the format of samples/personas, of which each
+    gives as many mails as those: invented people or public mailboxes, never another customer. A relative
+    one lies beside the file. Their words are negatives of the judge; opponents they are from `references` 5
+    on."""
     min_votes: int = Field(default=2, ge=0, le=3)
     """Of specificity, voice and style, how many must pass (P); 0: the hard checks decide alone."""
     skill: SkillLimits = SkillLimits()
