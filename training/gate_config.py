@@ -115,7 +115,7 @@ class HarmLimits(_Section):
     many as the base's where these are more, up to `max_repeating_share`."""
     max_repeating_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the outputs up to which the base excuses repetition: one that always repeats itself must not
-    excuse everything (C: the base in 2 to 8 of 24, adapters in 4 at most)."""
+    excuse everything (C: the base in 2 to 8 of 24, own and strangers' adapters in 3 at most)."""
     max_empty: int = Field(default=2, ge=0)
     """Outputs without a word, of 24; fewer outputs have it in proportion (C: 0 for every adapter, once 1 for
     the base). They leak and copy nothing, so that nothing else here refuses them."""
@@ -130,7 +130,8 @@ class GateConfig(_Section):
     for_tests: bool = False
     """Lifts FLOORS, for tests whose jobs hold out a handful of mails. Such a gate proves nothing."""
     min_held_out: int = Field(default=20, ge=2)
-    """Held-out mails below which nothing is proven (P: 20 to judge, about 40 to see 0.10 nat)."""
+    """Held-out mails below which nothing is proven (P: 20 to judge, about 40 to see 0.10 nat). Specificity
+    has no vote on fewer that every reference can be compared on."""
     min_held_out_threads: int = Field(default=10, ge=1)
     """Conversations that they must come from, which are what the bootstrap draws. A lower bound that is
     called 95 % sure is so to 92 % with 10 of equal size, 89 % with 5 and 75 % with 2 (normal differences;
