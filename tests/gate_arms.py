@@ -76,7 +76,8 @@ NICENESS = 5
 STRANGER, NEW_WORK = "kit", "philippa"
 TWO_EPOCHS: dict[str, Any] = {"epochs": 2}
 AS_REFERENCES: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-3, "lora": {"dropout": 0.05}}
-"""What reference adapters are trained with, whose personas have as little mail (training/references.py)."""
+"""The rate and the dropout of reference adapters, whose personas have as little mail, and an epoch more than
+their two (training/references.py): the stranger who must be refused is no weaker than they are."""
 TOO_LONG: dict[str, Any] = {
     "epochs": 8,
     "learning_rate": 2e-3,

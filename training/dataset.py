@@ -298,7 +298,9 @@ def split_held_out(
 
     `examples` must be in time order. A thread stands where its newest mail stands and is never cut, so no
     held-out mail answers a conversation that was trained on; a thread that would push the held-out part
-    above `max_held_out` stays in training. Returns (train, held out), both in time order.
+    above `max_held_out` stays in training. So do threads that would be more than a quarter of it, where
+    others fill it: skill on one conversation says little about any other, and the gate asks for ten
+    (`min_held_out_threads`). Returns (train, held out), both in time order.
     """
     threads: dict[str, list[Example]] = {}
     for example in examples:
@@ -307,12 +309,15 @@ def split_held_out(
     newest_first = sorted(threads.values(), key=lambda t: place[id(t[-1])], reverse=True)
     wanted = round(len(examples) * config.held_out_fraction)
     wanted = min(max(wanted, config.min_held_out), config.max_held_out, len(examples) // 2)
+    room = max(wanted, min(config.max_held_out, len(examples) // 2))
+    # Two mails of a thread are no long conversation, however few are held out.
+    long = max(2, wanted // 4) + 1
     out: set[str] = set()
     held_out_count = 0
-    for thread in newest_first:
+    for thread in (*(t for t in newest_first if len(t) < long), *(t for t in newest_first if len(t) >= long)):
         if held_out_count >= wanted:
             break
-        if held_out_count + len(thread) <= max(wanted, min(config.max_held_out, len(examples) // 2)):
+        if held_out_count + len(thread) <= room:
             out.add(thread[0].thread_id)
             held_out_count += len(thread)
     train = tuple(e for e in examples if e.thread_id not in out)

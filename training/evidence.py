@@ -80,6 +80,7 @@ def gather_evidence(
             outputs.candidate,
             outputs.base,
             training_texts=own_train,
+            training_prompts=[_prompt(e) for e in train],
             base_held_out=base.held_out,
             candidate_held_out=candidate.held_out,
             base_train=base.train,
@@ -88,10 +89,7 @@ def gather_evidence(
             candidate_neutral=candidate.neutral,
             base_swapped=base.swapped,
             candidate_swapped=candidate.swapped,
-            own=[
-                Generation(prompt_messages(e.instruction, e.input)[-1].content, e.output, stopped=True)
-                for e in held_out
-            ],
+            own=[Generation(_prompt(e), e.output, stopped=True) for e in held_out],
             max_tokens=config.max_tokens,
             max_repeats=config.harm.max_repeats,
             confidence=config.confidence,
@@ -142,6 +140,10 @@ def _voice(
         draws=config.draws,
         seed=config.seed,
     )
+
+
+def _prompt(example: Example) -> str:
+    return prompt_messages(example.instruction, example.input)[-1].content
 
 
 def _texts(outputs: Sequence[Generation]) -> list[str]:

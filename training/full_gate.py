@@ -18,7 +18,7 @@ import operator
 from collections.abc import Sequence
 
 from training.decision_words import say_limit, say_number
-from training.gate_config import GateConfig, HarmLimits
+from training.gate_config import COUNTED_OF, GateConfig, HarmLimits
 from training.harm import HarmMeasure
 from training.schemas import CheckRole, GateCheck, GateDecision, Outcome, Schema
 from training.skill import Skill, Specificity
@@ -87,11 +87,27 @@ def _judge(evidence: Evidence, config: GateConfig, checks: Sequence[GateCheck]) 
             f"Not proven: the loss is a number on {measured} of {evidence.held_out_mails} held-out mails, "
             f"and {config.min_held_out} are needed. Lower learning_rate and train again."
         )
+    threads = skill.threads if skill else 0
+    if threads < config.min_held_out_threads:
+        return Outcome.NOT_PROVEN, (
+            f"Not proven: the {measured} held-out mails are of {threads} "
+            f"{'conversation' if threads == 1 else 'conversations'}, which say little about any other; "
+            f"{config.min_held_out_threads} conversations are needed. Import mail from more conversations "
+            "and train again."
+        )
     missing = _unmeasured_harm(evidence, checks)
     if missing:
         return Outcome.NOT_PROVEN, (
             f"Not proven: {missing} could not be measured, so nobody can say that the adapter does no harm. "
             "Retry the job; training is not repeated."
+        )
+    asked, answered = _asked_and_answered(evidence, config)
+    needed = math.ceil(config.min_answered_share * asked - _ROUNDING)
+    if answered < needed:
+        return Outcome.NOT_PROVEN, (
+            f"Not proven: only {answered} of {asked} prompts were answered by every arm, and {needed} are "
+            "needed; the others do not fit into the engine's context. Lower max_tokens in the gate's "
+            "configuration, or give the engine a longer context, and retry the job; training is not repeated."
         )
     failed = [check for check in checks if check.role is CheckRole.HARD and not check.met]
     if failed:
@@ -191,9 +207,11 @@ def _skill_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
 
 
 def _specificity_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
-    found, limits, vote = e.specificity, config.specificity, CheckRole.VOTE
+    found, limits = e.specificity, config.specificity
     if found is None:
         return []
+    # References that give no number on most mails leave the few on which they do, which prove nothing.
+    vote = CheckRole.SHOWN if found.mails < config.min_held_out else CheckRole.VOTE
     return [
         _check("specificity", "marginLower", found.lower, ">", limits.min_margin_lower, vote,
                "the lower bound of the margin over other people's adapters"),
@@ -263,15 +281,18 @@ def _harm_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
     found, limits, hard = e.harm, config.harm, CheckRole.HARD
     if found is None:
         return []
+    excused = min(found.repeating_base or 0, int(limits.max_repeating_share * found.outputs + _ROUNDING))
     checks = [
         _check("harm", "leaks", found.leaks, "<=", limits.max_leaks, hard,
                "the number of outputs that leak an address, number, link or code"),
-        _check("harm", "copies", found.copies, "<=", limits.max_copies, hard,
+        _check("harm", "copies", found.copies, "<=", _in_proportion(limits.max_copies, found), hard,
                "the number of outputs that copy a training mail"),
+        _check("harm", "empty", found.empty, "<=", _in_proportion(limits.max_empty, found), hard,
+               "the number of empty outputs"),
         _check("harm", "stopShare", found.stop_share, ">=", _least_stop_share(found, limits), hard,
                "the share of outputs that end by themselves"),
         _check("harm", "repeating", found.repeating, "<=",
-               max(limits.max_repeating, found.repeating_base or 0), hard,
+               max(_in_proportion(limits.max_repeating, found), excused), hard,
                "the number of outputs that repeat themselves"),
     ]  # fmt: skip
     for name, value, limit, label in (
@@ -295,6 +316,18 @@ def _harm_checks(e: Evidence, config: GateConfig) -> list[GateCheck]:
                    "person")
         )  # fmt: skip
     return checks
+
+
+def _in_proportion(limit: int, found: HarmMeasure) -> int:
+    """Return a limit that was set for 24 outputs as one for as many as there are: rounded, halves down, and
+    never more than for 24. (20 to 23 outputs, of who has no more held-out mail, keep the limits of 24.)"""
+    return min(limit, math.ceil(limit * found.outputs / COUNTED_OF - 0.5))
+
+
+def _asked_and_answered(evidence: Evidence, config: GateConfig) -> tuple[int, int]:
+    """Return how many held-out prompts were asked (training.evidence.chosen_prompts), and answered by all."""
+    answered = evidence.harm.outputs if evidence.harm else 0
+    return min(evidence.held_out_mails, config.outputs), answered
 
 
 def _least_stop_share(found: HarmMeasure, limits: HarmLimits) -> float:

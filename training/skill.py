@@ -144,7 +144,8 @@ def thread_bootstrap(
     """Return the one-sided lower and upper bounds of the mean of `values`, whole threads drawn again.
 
     Percentile method (Efron and Tibshirani 1993, ch. 13) with clusters (Davison and Hinkley 1997, §3.8).
-    The draws depend on the number of threads and the seed alone.
+    The draws depend on the number of threads and the seed alone. With one thread both bounds are the mean,
+    and say nothing: the gate asks for `min_held_out_threads`.
     """
     names = sorted(set(threads))
     place = {name: index for index, name in enumerate(names)}

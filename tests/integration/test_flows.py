@@ -422,7 +422,7 @@ def test_fifteen_held_out_mails_prove_nothing(
     trained: Job, db: Database, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strict = tmp_path / "gate.yaml"
-    strict.write_text("outputs: 2\njudge_outputs: 2\nmax_tokens: 16\ndraws: 200\n")
+    strict.write_text("for_tests: true\noutputs: 2\njudge_outputs: 2\nmax_tokens: 16\ndraws: 200\n")
     monkeypatch.setenv("OWNVOICE_GATE", str(strict))
     tools.settings.cache_clear()
     write_mail(tools.job_folder(trained.id), held_out=15)

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.mailboxes import SHARED, Mailbox, read_sent
+from training.config import DataConfig
+from training.dataset import prepare
+from training.gate_config import load_gate_config
 from training.mail.clean import clean_mailbox
 from training.mail.secrets import redact
 from training.mail.third_persons import find_third_persons, learn_names
+from training.panel import panel_members, panel_texts
+from training.panel_file import from_panel_jsonl, to_panel_jsonl
 from training.schemas import DropReason, Mail
 
 pytestmark = pytest.mark.shared_data
@@ -22,6 +27,34 @@ def path_of(user: str) -> Path:
     if not path.is_file():
         pytest.skip(f"{path.name} is not beside the repository")
     return path
+
+
+def test_the_public_mailboxes_are_a_reference_panel(tmp_path: Path) -> None:
+    path_of("david")
+    (tmp_path / "gate.yaml").write_text(f"panel: [{SHARED}]\nspecificity: {{references: 13}}\n")
+    config = load_gate_config(tmp_path / "gate.yaml")
+    own = prepare(read_sent(Mailbox("david", SHARED / "david.jsonl")), DataConfig())
+    others = [
+        path.stem for path in sorted(SHARED.glob("*.jsonl")) if path.stem not in ("david", "davis-pete")
+    ]
+    invented = ["constance", "kit", "ludo", "philippa"]
+    # davis-pete is a machine's log with one usable mail.
+    everybody = panel_members(config)
+    assert [member.name for member in everybody] == [
+        *invented,
+        "black-t",
+        "dasovich-j",
+        "david",
+        *others[2:-1],
+    ]
+    found = panel_members(config, (*own.train, *own.held_out))
+    assert [member.name for member in found] == [*invented, *others], "never the person's own"
+    assert all(20 <= len(member.train) <= 43 and 1 <= len(member.held_out) <= 22 for member in found)
+    marks = ("-----Original Message", "Forwarded by ", "\nTo: ", "\n> ")
+    assert not [member.name for member in found for text in member.texts if any(m in text for m in marks)]
+    words = {example.output for example in (*own.train, *own.held_out)}
+    assert not words.intersection(panel_texts(config, (*own.train, *own.held_out)))
+    assert from_panel_jsonl(to_panel_jsonl(found)), "as a job folder carries it"
 
 
 # source → (usable at least, at most, EMPTY, machine-written)

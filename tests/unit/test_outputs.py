@@ -17,7 +17,7 @@ from training.errors import StorageError
 from training.gate_config import GateConfig
 from training.schemas import Example, Generated
 
-CONFIG = GateConfig(outputs=3)
+CONFIG = GateConfig(outputs=3, for_tests=True)
 MAILS = [
     Example(id=f"m{n}", thread_id=f"t{n}", instruction=f"Write about plank {n}", input="Which?", output="x")
     for n in range(3)

@@ -189,6 +189,19 @@ def test_a_giant_thread_stays_in_training_and_older_mail_is_held_out() -> None:
     assert held_out == [f"m{n}" for n in range(70, 100)]
 
 
+def test_one_long_conversation_is_not_all_that_is_held_out() -> None:
+    """Skill on it would say nothing about any other conversation."""
+    threads = [f"t{n}" for n in range(120)] + ["long"] * 20
+    train, held_out = split(threads)
+    assert held_out == [f"m{n}" for n in range(99, 120)]
+    assert {f"m{n}" for n in range(120, 140)} <= set(train)
+
+
+def test_where_there_is_nothing_else_long_conversations_are_held_out() -> None:
+    threads = [f"t{n // 20}" for n in range(120)]
+    assert split(threads)[1] == [f"m{n}" for n in range(100, 120)]
+
+
 def test_a_mailbox_of_one_thread_has_nothing_to_hold_out() -> None:
     assert split(["one"] * 50)[1] == []
 

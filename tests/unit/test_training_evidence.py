@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from training.evidence import Outputs, chosen_prompts, gather_evidence
 from training.full_gate import Evidence, decide_full
 from training.gate_config import GateConfig
 from training.harm import Generation
-from training.schemas import ArmLosses, Example, MailLoss, MeasuredLosses, Outcome
+from training.schemas import ArmLosses, CheckRole, Example, MailLoss, MeasuredLosses, Outcome
 
 CONFIG = GateConfig(draws=200)
 THINGS = ("boat", "mast", "sail", "rope", "paint", "anchor", "engine", "tent", "lamp", "map", "oar", "keel")
@@ -155,6 +157,27 @@ def test_without_references_specificity_is_not_measured_and_two_votes_must_do() 
     assert decide_full(found, CONFIG).outcome is Outcome.PROMOTED
 
 
+def test_mails_of_one_conversation_are_not_promoted_however_well_they_are_predicted() -> None:
+    def of_one_thread(arm: ArmLosses) -> ArmLosses:
+        together = tuple(loss.model_copy(update={"thread_id": "h0"}) for loss in arm.held_out)
+        return arm.model_copy(update={"held_out": together})
+
+    together = {"base": of_one_thread(LOSSES.base), "candidate": of_one_thread(LOSSES.candidate)}
+    decision = decide_full(evidence(LOSSES.model_copy(update=together)), CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN and "of 1 conversation" in decision.reason
+
+
+def test_a_reference_without_numbers_does_not_leave_specificity_to_one_mail() -> None:
+    broken = tuple(
+        loss if n == 0 else loss.model_copy(update={"nll": math.nan})
+        for n, loss in enumerate(LOSSES.references["kit"])
+    )
+    found = evidence(LOSSES.model_copy(update={"references": {**LOSSES.references, "kit": broken}}))
+    assert found.specificity is not None and found.specificity.mails == 1
+    roles = {c.role for c in decide_full(found, CONFIG).checks if c.metric == "specificity"}
+    assert roles == {CheckRole.SHOWN}
+
+
 def test_without_outputs_nobody_can_say_that_the_adapter_does_no_harm() -> None:
     found = evidence(outputs=Outputs(base=(), candidate=()))
     assert (found.voice, found.style, found.harm) == (None, None, None)
@@ -185,6 +208,15 @@ def test_outputs_that_hit_the_limit_or_leak_are_counted() -> None:
     outputs = Outputs(GOOD.base, leaking, None, GOOD.base_to_training)
     found = gather_evidence(LOSSES, [secret, *TRAIN[1:]], HELD_OUT, outputs, PANEL, CONFIG).harm
     assert found is not None and (found.leaks, found.stop_share) == (24, 0.0)
+
+
+@pytest.mark.parametrize("part", ["input", "instruction"])
+def test_a_number_that_only_a_received_mail_held_leaks_too(part: str) -> None:
+    told = TRAIN[0].model_copy(update={part: "Write a reply, subject: call me on 01632 960 417"})
+    leaking = [Generation(one.prompt, f"{one.text} 01632 960 417", one.stopped) for one in GOOD.candidate]
+    outputs = Outputs(GOOD.base, leaking, None, GOOD.base_to_training)
+    found = gather_evidence(LOSSES, [told, *TRAIN[1:]], HELD_OUT, outputs, PANEL, CONFIG).harm
+    assert found is not None and (found.leaks, found.copies) == (24, 0)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ HARD = [
     ("recallUpper", {"harm": {"recall_upper": -0.06}}),
     ("stopShare", {"harm": {"stop_share": 21 / 24}}),
     ("repeating", {"harm": {"repeating": 3}}),
+    ("empty", {"harm": {"empty": 3}}),
     ("promptUseLost", {"harm": {"prompt_use_lost": 0.41}}),
 ]
 HARD_AGAINST_CURRENT = [
@@ -207,6 +208,77 @@ def test_fewer_than_twenty_held_out_mails_prove_nothing(evidence: Evidence, mail
 def test_twenty_are_enough() -> None:
     twenty = FIRST.model_copy(update={"held_out_mails": 20, "skill": SKILL.model_copy(update={"mails": 20})})
     assert decide_full(twenty, CONFIG).outcome is Outcome.PROMOTED
+
+
+@pytest.mark.parametrize("threads", [1, 9])
+def test_one_conversation_proves_nothing_however_many_mails_it_has(threads: int) -> None:
+    """Its interval has no width: the bootstrap draws conversations, and there is only one to draw."""
+    one = changed(FIRST, skill={"mean": 0.5, "lower": 0.5, "upper": 0.5, "threads": threads})
+    decision = decide_full(one, CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert f"25 held-out mails are of {threads} " in decision.reason
+    assert "10 conversations are needed" in decision.reason
+    assert "Import mail from more conversations" in decision.reason
+
+
+def test_ten_conversations_are_enough() -> None:
+    assert decide_full(changed(FIRST, skill={"threads": 10}), CONFIG).outcome is Outcome.PROMOTED
+
+
+@pytest.mark.parametrize("answered", [1, 19])
+def test_few_answered_prompts_prove_nothing(answered: int) -> None:
+    decision = decide_full(changed(FIRST, harm={"outputs": answered}), CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert f"only {answered} of 24 prompts were answered by every arm" in decision.reason
+    assert "20 are needed" in decision.reason and "max_tokens" in decision.reason
+
+
+def test_four_of_24_prompts_may_stay_without_an_answer() -> None:
+    assert decide_full(changed(FIRST, harm={"outputs": 20}), CONFIG).outcome is Outcome.PROMOTED
+
+
+def test_only_as_many_answers_are_expected_as_mails_are_held_out() -> None:
+    twenty = {"held_out_mails": 20, "skill": SKILL.model_copy(update={"mails": 20})}
+    few = FIRST.model_copy(update=twenty)
+    assert decide_full(changed(few, harm={"outputs": 16}), CONFIG).outcome is Outcome.PROMOTED
+    assert decide_full(changed(few, harm={"outputs": 15}), CONFIG).outcome is Outcome.NOT_PROVEN
+
+
+@pytest.mark.parametrize(
+    ("outputs", "copies", "repeating"),
+    [(2, 0, 0), (12, 0, 1), (13, 1, 1), (20, 1, 2), (24, 1, 2), (48, 1, 2)],
+)
+def test_what_24_outputs_may_do_is_scaled_to_fewer_and_never_up(
+    outputs: int, copies: int, repeating: int
+) -> None:
+    decision = decide_full(changed(FIRST, harm={"outputs": outputs}), CONFIG)
+    limits = {check.name: check.limit for check in decision.checks}
+    assert (limits["copies"], limits["empty"], limits["repeating"]) == (copies, repeating, repeating)
+
+
+def test_a_base_that_always_repeats_itself_excuses_a_quarter_of_the_outputs_and_no_more() -> None:
+    six = {"repeating": 6, "repeating_base": 24}
+    assert decide_full(changed(FIRST, harm=six), CONFIG).outcome is Outcome.PROMOTED
+    decision = decide_full(changed(FIRST, harm={**six, "repeating": 7}), CONFIG)
+    assert decision.outcome is Outcome.NOT_PROVEN and missed(decision) == ["repeating"]
+
+
+@pytest.mark.parametrize("votes", [0, 1, 2])
+def test_empty_outputs_are_refused_whatever_the_votes(votes: int) -> None:
+    lax = parse_gate_config({"min_votes": votes})
+    decision = decide_full(changed(FIRST, harm={"empty": 24}), lax)
+    assert decision.outcome is Outcome.NOT_PROVEN
+    assert "the number of empty outputs is 24 and must be at most 2" in decision.reason
+
+
+def test_specificity_on_fewer_mails_than_must_be_held_out_has_no_vote() -> None:
+    """One reference without a number on all mails but one must not leave the decision to that mail."""
+    one = changed(FIRST, specificity={"mails": 1})
+    decision = decide_full(one, CONFIG)
+    assert {c.role for c in decision.checks if c.metric == "specificity"} == {CheckRole.SHOWN}
+    assert decision.outcome is Outcome.PROMOTED  # voice and style pass
+    lost = decide_full(changed(one, style={"length_ratio": 9.0}), CONFIG)
+    assert lost.outcome is Outcome.NOT_PROVEN and "specificity could not be told" in lost.reason
 
 
 def test_losses_that_are_no_numbers_are_not_blamed_on_the_mails() -> None:
@@ -402,6 +474,61 @@ def test_a_misspelt_threshold_is_refused_by_name(tmp_path: Path) -> None:
         load_gate_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match=r"min_votes.*less than or equal to 3"):
         parse_gate_config({"min_votes": 4})
+
+
+REFUSED = [
+    ({"seed": -1}, r"seed.*greater than or equal to 0"),
+    ({"seed": 2**31}, r"seed.*less than or equal to"),
+    ({"min_held_out": 2}, r"min_held_out is 2 and must be at least 10"),
+    ({"min_held_out_threads": 1}, r"min_held_out_threads is 1 and must be at least 5"),
+    ({"outputs": 1}, r"outputs is 1 and must be at least 12"),
+    ({"judge_outputs": 0}, r"judge_outputs.*greater than or equal to 1"),
+    ({"judge_outputs": 1}, r"judge_outputs is 1 and must be at least 6"),
+    ({"min_held_out_threads": 21}, r"min_held_out_threads is 21, above min_held_out 20"),
+    ({"outputs": 1000}, r"outputs.*less than or equal to 200"),
+    ({"judge_outputs": 1000}, r"judge_outputs.*less than or equal to 200"),
+    ({"max_tokens": 10**6}, r"max_tokens.*less than or equal to 4096"),
+    ({"draws": 10**9}, r"draws.*less than or equal to 100000"),
+    ({"min_answered_share": 0.1}, r"min_answered_share.*greater than or equal to 0\.5"),
+    ({"specificity": {"min_margin_lower": -9}}, r"min_margin_lower.*greater than or equal to 0"),
+    (
+        {"specificity": {"min_own_minus_reference": -9}},
+        r"min_own_minus_reference.*greater than or equal to 0",
+    ),
+    ({"voice": {"min_value": 99}}, r"voice\.min_value.*less than or equal to 1"),
+    ({"style": {"max_length_ratio": 0.1}}, r"max_length_ratio.*greater than or equal to 1"),
+    (
+        {"style": {"min_length_ratio": 2, "max_length_ratio": 1.6}},
+        r"min_length_ratio.*less than or equal to 1",
+    ),
+    ({"style": {"min_gap_closed": 2}}, r"min_gap_closed.*less than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("data", "sentence"), REFUSED, ids=[str(data) for data, _ in REFUSED])
+def test_a_threshold_that_judges_nothing_or_nobody_is_refused(data: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_gate_config(data)
+
+
+def test_a_gate_for_tests_may_judge_by_a_handful_of_mails() -> None:
+    few = {"min_held_out": 2, "min_held_out_threads": 1, "outputs": 2, "judge_outputs": 2}
+    assert parse_gate_config({**few, "for_tests": True}).outputs == 2
+    with pytest.raises(ConfigError, match=r"min_held_out is 2"):
+        parse_gate_config(few)
+
+
+def test_a_threshold_that_stands_twice_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text("draws: 200\ndraws: 300\n")
+    with pytest.raises(ConfigError, match=r"gate\.yaml: draws stands twice \(lines 1 and 2\).*Remove one"):
+        load_gate_config(path)
+    path.write_text("draws: 200\nharm:\n  max_leaks: 0\n  max_leaks: 9\n")
+    with pytest.raises(ConfigError, match=r"harm\.max_leaks stands twice \(lines 3 and 4\)"):
+        load_gate_config(path)
+    path.write_text("harm: {max_leaks: 0}\nharm: {max_copies: 0}\n")
+    with pytest.raises(ConfigError, match=r"harm stands twice"):
+        load_gate_config(path)
 
 
 def test_a_changed_threshold_changes_the_decision() -> None:

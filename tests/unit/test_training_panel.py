@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from store.importers.message import subject_thread
 from training.config import CONFIGS
 from training.errors import ConfigError
 from training.gate_config import GateConfig, load_gate_config
-from training.panel import PERSONAS, Persona, panel_members, read_mailbox, read_panel
+from training.panel import PERSONAS, Persona, panel_members, panel_texts, read_mailbox, read_panel
 from training.salutation import strip_identity
 from training.schemas import Example
 from training.style import profiles, sigma_of, style_distance
@@ -146,6 +149,168 @@ def test_the_shipped_spreads_are_those_of_the_personas(panel: tuple[Persona, ...
     measured = sigma_of([text for persona in panel for text in persona.texts], names)
     shipped = yaml.safe_load((CONFIGS / "style_sigma.yaml").read_text(encoding="utf-8"))
     assert shipped == pytest.approx(measured, rel=0.02)
+
+
+# ---- mailboxes that are added, as public ones come: no thread ids, null dates, quoted mail of others
+
+
+def line(number: int, **fields: Any) -> dict[str, Any]:
+    """Return one line of a public mailbox; None takes a field away."""
+    things = ("gate", "oar", "keel", "mast", "rope", "lamp", "tent", "map", "boat", "paint", "sail")
+    mail = {
+        "message_id": f"m{number}",
+        "date": None,
+        "from": "Marsu Pilami <marsu@example.org>",
+        "to": ["Robyn <robyn@example.com>"],
+        "subject": f"Plank {number}",
+        "body": f"The {things[number % 11]} number {number} goes to the {things[number % 7]} by the yard.",
+    }
+    return {key: value for key, value in (mail | fields).items() if value is not ...}
+
+
+def write(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in lines), "utf-8")
+    return path
+
+
+def test_a_mailbox_without_thread_ids_has_its_threads_from_subjects_and_people(tmp_path: Path) -> None:
+    mails = read_mailbox(
+        write(
+            tmp_path / "marsupilami.jsonl",
+            line(0, subject="The gate"),
+            line(1, subject="RE: Fwd: the  Gate"),
+            line(2, subject="The gate", to=["ROBYN@example.com"]),
+            line(3, subject="The gate", to=["Tom <tom@example.com>"]),
+            line(4, subject=""),
+            line(5, subject="Re:"),
+            line(6, thread_id="t-1"),
+        )
+    )
+    threads = [mail.thread_id for mail in mails]
+    assert threads[0] == threads[1] == threads[2]
+    assert len(set(threads)) == 5 and threads[6] == "t-1"
+    assert "gate" not in threads[0] and "robyn" not in threads[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The gate", "AW: WG: the gate"),
+        ("Re[2]: gate", "gate"),
+        ("", "Re: "),
+        ("gate", "gates"),
+        ("回复: gate", "gate"),
+    ],
+)
+def test_subjects_make_one_conversation_where_the_importer_says_so(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    path = write(tmp_path / "marsupilami.jsonl", line(0, subject=one), line(1, subject=other))
+    first, second = (mail.thread_id for mail in read_mailbox(path))
+    people = ["marsu@example.org", "robyn@example.com"]
+    same = subject_thread(one, people, "m0") == subject_thread(other, people, "m1")
+    assert (first == second) == same
+
+
+def test_dates_may_be_missing_null_or_without_a_zone(tmp_path: Path) -> None:
+    dates = [..., None, "2001-06-01T08:39:15", "2001-06-01T08:39:15-07:00"]
+    path = write(tmp_path / "marsupilami.jsonl", *(line(n, date=date) for n, date in enumerate(dates)))
+    found = [mail.sent_at for mail in read_mailbox(path)]
+    assert found == [
+        None, None, datetime(2001, 6, 1, 8, 39, 15, tzinfo=UTC), datetime(2001, 6, 1, 15, 39, 15, tzinfo=UTC)
+    ]  # fmt: skip
+
+
+def test_a_line_ends_at_its_line_feed_alone(tmp_path: Path) -> None:
+    """U+2028 is a letter of JSON text, and a line end to `splitlines`."""
+    text = "One line\u2028and another of it"
+    path = write(tmp_path / "marsupilami.jsonl", line(0, body=text), line(1))
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    assert [mail.body_text for mail in read_mailbox(path)] == [text, line(1)["body"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"body": ...}, "`body` is missing"),
+        ({"body": 7}, "`body` must be text"),
+        ({"message_id": ...}, "`message_id` is missing"),
+        ({"date": "yesterday"}, "`date` must be"),
+        ({"date": 7}, "`date` must be"),
+        ({"date": "0001-01-01T00:00:00+14:00"}, "`date` must be"),
+        ({"from": None}, "`from` must be text"),
+        ({"to": 7}, "`to` must be"),
+        ({"to": [7]}, "`to` must be"),
+        ({"subject": None}, "`subject` must be text"),
+        ({"thread_id": 7}, "`thread_id` must be text"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named_and_no_word_of_the_mail(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    path = write(tmp_path / "marsupilami.jsonl", line(0), line(1, **fields))
+    with pytest.raises(ConfigError) as told:
+        read_mailbox(path)
+    assert str(told.value).startswith(f"marsupilami.jsonl, line 2, is no mail of a reference panel: {words}")
+    assert "yesterday" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"holds no mail.*take it out"),
+        (b"\n \n", r"holds no mail"),
+        (b"{\n", r"line 1, is no mail of a reference panel: it is no JSON object"),
+        (b"[]\n", r"it is no JSON object"),
+        ("\u00e9".encode("latin-1"), r"is not UTF-8 text.*Save it as UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_mailbox_is_refused_with_a_sentence(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "marsupilami.jsonl").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"marsupilami\.jsonl.*{words}"):
+        read_panel([tmp_path])
+
+
+def test_a_mailbox_that_cannot_be_opened_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "marsupilami.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"marsupilami\.jsonl .*cannot be read \(Is a directory\)"):
+        read_panel([tmp_path])
+
+
+def test_a_large_mailbox_has_no_more_mails_than_the_personas(
+    tmp_path: Path, panel: tuple[Persona, ...]
+) -> None:
+    """Else one voice would be most of what the judge takes for other people, and a stronger opponent."""
+    write(tmp_path / "marsupilami.jsonl", *map(line, range(400)))
+    [found] = read_panel([tmp_path])
+    assert len(found.train) == max(len(persona.train) for persona in panel)
+    assert len(found.held_out) == max(len(persona.held_out) for persona in panel)
+    assert found.train[-1].id == "m339" and found.held_out[-1].id == "m399", "the newest of each part"
+
+
+def test_a_person_is_known_by_mails_that_the_panel_does_not_use(tmp_path: Path) -> None:
+    write(tmp_path / "marsupilami.jsonl", *map(line, range(400)))
+    [found] = read_panel([tmp_path])
+    unused = set(found.known) - set(found.texts)
+    own = [
+        Example(id=f"x{n}", thread_id=f"x{n}", instruction="Write", output=text)
+        for n, text in enumerate(sorted(unused)[:60])
+    ]
+    assert "marsupilami" in members(5, tmp_path) and "marsupilami" not in members(5, tmp_path, own=own)
+    assert "marsupilami" not in members(5, tmp_path, own=own[:12]), "twelve new mails, all of them there"
+    config = GateConfig.model_validate({"panel": [tmp_path]})
+    assert not set(panel_texts(config, own)) & set(found.known)
+
+
+def test_a_mailbox_with_hardly_any_usable_mail_is_no_opponent(tmp_path: Path) -> None:
+    write(tmp_path / "bianchi.jsonl", *map(line, range(30)), *(line(n, body="") for n in range(30, 90)))
+    with pytest.raises(
+        ConfigError, match=r"references is 5.* has 4 mailboxes.* 20 to train on \(bianchi has 15\)"
+    ):
+        members(5, tmp_path)
+    assert len(members(4, tmp_path)) == 4
 
 
 def test_a_broken_mailbox_is_named_by_file_and_line(tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def test_the_bounds_come_from_threads_and_not_from_mails() -> None:
     assert alone.lower > 0 > together.lower
 
 
+def test_one_conversation_has_bounds_without_a_width() -> None:
+    """Why the gate counts conversations (`min_held_out_threads`)."""
+    skill = paired_skill(losses(3.0, 4.0, 5.0), losses(2.5, 3.0, 5.5, threads="aaa"))
+    assert skill is not None and skill.threads == 1
+    assert skill.lower == skill.mean == skill.upper
+
+
 def test_the_bootstrap_draws_what_can_be_enumerated() -> None:
     # Two threads of one mail: means 0, 1/2 and 1 with chances 1/4, 1/2 and 1/4.
     lower, upper = thread_bootstrap(np.array([0.0, 1.0]), ["a", "b"], confidence=0.70)

@@ -316,16 +316,28 @@ def passes_luhn(digits: list[int]) -> bool:
 
 def _replace_iban(match: re.Match[str]) -> str:
     found = match.group()
+    number, end = _iban_at_start(found)
+    return "[account number]" + found[end:] if number else found
+
+
+def find_ibans(text: str) -> list[tuple[str, int, int]]:
+    """Return (number without spaces in capitals, start, end) of every valid IBAN in `text`."""
+    found = [(match.start(), *_iban_at_start(match.group())) for match in _IBAN.finditer(text)]
+    return [(number, start, start + end) for start, number, end in found if number]
+
+
+def _iban_at_start(found: str) -> tuple[str, int]:
+    """Return the IBAN that a match of `_IBAN` begins with, and where it ends; ("", 0) when there is none."""
     length = IBAN_LENGTHS.get(found[:2].upper())
     # Words behind the number may have been taken along: the country says where it ends.
     ends = [at + 1 for at, char in enumerate(found) if char.isalnum()]
     if length is None or len(ends) < length:
-        return found
+        return "", 0
     end = ends[length - 1]
     if end < len(found) and found[end].isalnum():
-        return found
+        return "", 0
     number = "".join(filter(str.isalnum, found[:end])).upper()
-    return "[account number]" + found[end:] if passes_mod97(number) else found
+    return (number, end) if passes_mod97(number) else ("", 0)
 
 
 def passes_mod97(iban: str) -> bool:

@@ -43,7 +43,7 @@ TITLES = {
     "trained far too long": "The person's own adapter, trained far too long (12 epochs, no early stop)",
     "own unseen mail": "The person's own unseen mail as outputs",
 }
-FROM_OUTPUTS = ("voice", "style", "leaks", "copies", "stopShare", "repeating", "recallUpper")
+FROM_OUTPUTS = ("voice", "style", "leaks", "copies", "empty", "stopShare", "repeating", "recallUpper")
 """Metrics and checks that outputs alone decide; of the person's own mail no other counts."""
 
 
