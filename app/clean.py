@@ -38,6 +38,7 @@ _BROKEN = {
     "not_an_object": "is JSON, but no object",
     "no_body_field": 'is a JSON object without the field "body"',
     "body_not_text": 'is a JSON object whose "body" is neither text nor null',
+    "ai_generated_not_boolean": 'is a JSON object whose "aiGenerated" is neither true nor false nor null',
     "unparsable": "cannot be read as a mail",
 }
 
@@ -141,6 +142,7 @@ def as_mail(message: Message) -> Mail:
         body_text=message.body_text or "",
         body_html=message.body_html or "",
         headers=message.headers,
+        ai_generated=message.ai_generated,
         is_reply=bool(
             message.in_reply_to
             or "references-present" in message.headers

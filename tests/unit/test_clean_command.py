@@ -98,6 +98,18 @@ def test_a_dropped_mail_is_an_answer_with_exit_code_3(body: str, sentence: str, 
     assert (told["kept"], told["drop_reason"]) == (False, reason)
 
 
+@pytest.mark.parametrize("spelling", ["aiGenerated", "ai_generated"])
+def test_a_mail_that_the_ai_drafted_is_dropped_as_in_training(spelling: str) -> None:
+    body = "The cutter is ready and waits for you at the yard until Friday."
+    line = json.dumps({"from": "anna@x.example", "body": body, spelling: True}).encode()
+    shown = run("-", given=line)
+    assert shown.exit_code == 3
+    assert shown.stdout.strip().splitlines()[-1] == "Dropped: drafted by the AI."
+    assert as_json("-", given=line)["drop_reason"] == "ai_generated"
+    for human in (False, None):
+        assert as_json("-", given=json.dumps({"body": body, spelling: human}).encode())["kept"] is True
+
+
 def test_escape_sequences_of_a_mail_do_not_reach_the_terminal() -> None:
     shown = run("-", given=eml("\x1b]0;owned\x07 \x1b[31mhello\x1b[0m, this is a mail with a few more words"))
     assert "\x1b" not in shown.stdout and "\x07" not in shown.stdout and "hello" in shown.stdout
@@ -112,6 +124,7 @@ ODD = {
     "torn JSON": (b'{"body": "half', UnreadableMailbox, "is not valid JSON"),
     "deep JSON": (b'{"a":' * 100_000, UnreadableMailbox, "is not valid JSON"),
     "no body": (b'{"subject": "x"}', UnreadableMailbox, 'without the field "body"'),
+    "a torn flag": (b'{"body": "x", "aiGenerated": "yes"}', UnreadableMailbox, "neither true nor false"),
     "two lines": (b'{"body": "a"}\n{"body": "b"}\n', ConfigError, "has 2 lines"),
     "an mbox": (b"From anna Tue Mar  3 10:12:00 2026\nFrom: a@x.example\n\nhi", ConfigError, "is an mbox"),
     "a list": (b'[{"body": "a"}]', UnreadableMailbox, "holds no mail"),
