@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from app import erasure, local, terminal
 from app.clean import clean_file
@@ -22,6 +23,7 @@ from app.demo import run_demo
 from app.deploy import PoolType, register_deployments, registered_things
 from app.doctor import examine
 from app.matrix import cross_matrix, require_place, show_matrix, write_markdown
+from app.plain_text import plain
 from app.retraining import follow_round, scan_now, start_round
 from app.rollback import roll_back
 from app.session import Session
@@ -114,7 +116,7 @@ def doctor(as_json: Json = False) -> None:
     for finding in examine(Session()):
         findings.append(finding)
         if not as_json:
-            mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"
+            mark = Text("✓", "green") if finding.ok else Text("✗", "red")
             terminal.console.print(
                 mark, f"{finding.name:<15}", finding.detail, soft_wrap=True, highlight=False
             )
@@ -378,13 +380,13 @@ def write(
         session.serving(active.base_model) as engine,
     ):
         own = engine.generate(person.ai_model, messages, options).text
-        plain = engine.generate(None, messages, options).text if base else None
+        unlearnt = engine.generate(None, messages, options).text if base else None
     if as_json:
-        _print_json({"model": person.ai_model, "text": own, **({"base": plain} if base else {})})
-    elif plain is not None:
-        terminal.side_by_side("base model", plain, person.ai_model, own)
+        _print_json({"model": person.ai_model, "text": own, **({"base": unlearnt} if base else {})})
+    elif unlearnt is not None:
+        terminal.side_by_side("base model", unlearnt, person.ai_model, own)
     else:
-        print(own.strip())
+        print(plain(own.strip()))
 
 
 @app.command()

@@ -8,7 +8,8 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from app.compare_view import CONTROLS, ScoreRow, cut_mark, score_rows
+from app.compare_view import ScoreRow, cut_mark, score_rows
+from app.plain_text import plain
 from serving.base import voice_name
 from training.comparison import ComparedVersion, Comparison
 from training.errors import ConfigError
@@ -138,4 +139,4 @@ def _table(heading: str, versions: Sequence[ComparedVersion], rows: Sequence[Sco
 
 def _text(text: str) -> str:
     """Return `text` as it may stand in an element or a quoted attribute."""
-    return escape(text.translate(CONTROLS), quote=True)
+    return escape(plain(text), quote=True)

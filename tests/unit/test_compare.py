@@ -232,9 +232,9 @@ def test_an_answer_that_was_cut_is_marked() -> None:
 
 
 def test_neither_markup_nor_escape_sequences_of_a_model_are_obeyed() -> None:
-    odd = ComparedVersion(title="base", answers=said("\x1b]0;owned\x07 [bold red]loud[/] [/]"))
+    odd = ComparedVersion(title="base", answers=said("\x1b]0;owned\x07 \u202e [bold red]loud[/] [/]"))
     text = "\n".join(on_terminal(comparison("[red]prompt[/red]", odd), 100))
-    assert "\x1b" not in text and "\x07" not in text
+    assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text
     assert "[bold red]loud[/] [/]" in text and "[red]prompt[/red]" in text
 
 
@@ -271,6 +271,15 @@ def test_no_text_of_a_prompt_an_answer_or_an_address_becomes_markup() -> None:
     assert "script" not in page.tags and "img" not in page.tags and "\x00" not in html
     assert page.text.count(SCRIPT) >= 6
     assert not any(name.startswith("on") for name, _ in page.attributes)
+
+
+@pytest.mark.parametrize(
+    "turn", [*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"]
+)
+def test_nothing_on_the_page_turns_the_direction_of_a_text(turn: str) -> None:
+    odd = ComparedVersion(title="base", answers=said(f"the {turn}liam"))
+    html = html_page(comparison(f"Write {turn}", odd), NOW)
+    assert turn not in html and "\ufffdliam" in html
 
 
 def test_the_page_loads_nothing_and_follows_light_and_dark() -> None:
