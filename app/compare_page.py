@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from secrets import token_hex
 
 from app.compare_view import ScoreRow, cut_mark, score_rows
 from app.plain_text import plain
@@ -37,8 +38,9 @@ footer { font-size: .85rem; margin-top: 3rem; opacity: .75; }
 
 
 def default_path(reports: Path, user_id: str, now: datetime) -> Path:
-    """Return where a report goes that nobody named: the person's folder, which an erasure deletes."""
-    return reports / voice_name(user_id) / f"compare-{now:%Y%m%d-%H%M%S}.html"
+    """Return where a report goes that nobody named: a new file in the person's folder, which an erasure
+    deletes."""
+    return reports / voice_name(user_id) / f"compare-{now:%Y%m%d-%H%M%S}-{token_hex(3)}.html"
 
 
 def require_writable(path: Path) -> None:

@@ -317,6 +317,12 @@ def test_the_page_is_readable_by_its_owner_alone_even_where_another_file_was(tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "reports"]
 
 
+def test_two_reports_of_one_second_are_two_files(tmp_path: Path) -> None:
+    first, second = (default_path(tmp_path, "u1", NOW) for _ in range(2))
+    assert first != second and first.parent == second.parent
+    assert all(path.name.startswith("compare-20260301-101500-") for path in (first, second))
+
+
 def test_a_place_that_cannot_be_written_is_a_sentence_before_anything_is_generated(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
