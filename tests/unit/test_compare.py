@@ -29,7 +29,7 @@ from training.comparison import (
 )
 from training.errors import ConfigError
 from training.gate_config import GateConfig
-from training.panel import Persona, read_panel
+from training.panel import Persona, panel_texts, read_panel
 from training.schemas import CheckRole, Example, GateCheck, GateDecision, Generated, Outcome
 
 NOW = datetime(2026, 3, 1, 10, 15)
@@ -137,6 +137,10 @@ def own_mail(persona: Persona) -> OwnMail:
     return OwnMail(persona.train, persona.held_out)
 
 
+def others(persona: Persona) -> tuple[str, ...]:
+    return panel_texts(GateConfig(), (*persona.train, *persona.held_out))
+
+
 @pytest.fixture(scope="module")
 def panel() -> tuple[Persona, ...]:
     return read_panel()
@@ -165,7 +169,7 @@ def test_the_version_that_writes_like_the_person_scores_above_the_one_that_does_
                 ComparedVersion(title="version 1", version=1, answers=said(*map(plain, range(10, 16)))),
             ),
         ),
-        own_mail(kit), said(*map(plain, range(20, 28))), panel, GateConfig(),
+        own_mail(kit), said(*map(plain, range(20, 28))), others(kit), GateConfig(),
     )  # fmt: skip
     base, good, poor = found.versions
     assert base.voice == pytest.approx(0)
@@ -185,14 +189,14 @@ def test_too_little_mail_leaves_the_scores_out_and_says_so() -> None:
 def test_mail_of_nothing_but_greetings_leaves_the_scores_out_and_says_so(panel: tuple[Persona, ...]) -> None:
     frames = [example("Hi Tom,\n\nBest,\nAnna", number) for number in range(30)]
     empty = OwnMail(frames, frames[:12])
-    found = measure_answers(comparison(), empty, said("x y z"), panel, GateConfig())
+    found = measure_answers(comparison(), empty, said("x y z"), others(panel[0]), GateConfig())
     assert found.versions[1].voice is None and found.notice.startswith("No scores:")
 
 
 def test_a_weak_judge_is_said_to_be_one(panel: tuple[Persona, ...]) -> None:
     kit = panel[1]
     few = OwnMail(kit.train[:12], kit.held_out[:10])
-    found = measure_answers(comparison(), few, said(plain(1), plain(2)), panel, GateConfig())
+    found = measure_answers(comparison(), few, said(plain(1), plain(2)), others(kit), GateConfig())
     assert found.versions[1].voice is not None and found.notice.startswith("The judge is weak here (12 own")
 
 
