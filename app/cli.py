@@ -443,7 +443,10 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure adapters on mail that they never saw, in this process; exit code 1 when a diagonal loses."""
+    """Measure adapters on mail that they never saw, in this process.
+
+    Exit code 1 when a diagonal loses; 0 also when no mailbox is large enough to decide.
+    """
     if not matrix:
         raise ConfigError("What is to be measured? The cross matrix: ownvoice evaluate --matrix USER USER")
     if out is not None:
@@ -451,13 +454,17 @@ def evaluate(
     say = None if as_json else lambda step: terminal.errors.print(step, style="dim", highlight=False)
     with nullcontext(None) if as_json else terminal.count_bar("measuring") as on_count:
         found = cross_matrix(Session(), who, on_progress=on_count, on_step=say)
-    if out is not None:
-        write_markdown(found, out)
     if as_json:
         _print_json({**found.to_json_dict(), "diagonalWins": found.verdict, "sentence": found.sentence})
     else:
         show_matrix(found, terminal.console)
-        if out is not None:
+    if out is not None:
+        try:
+            write_markdown(found, out)
+        except ConfigError as exc:  # what was measured is shown already, as the only thing on standard output
+            terminal.show_error(str(exc))
+            raise typer.Exit(exc.exit_code) from None
+        if not as_json:
             terminal.show_notice(f"Written to {out}.")
     raise typer.Exit(1 if found.lost else 0)
 

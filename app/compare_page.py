@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
 from secrets import token_hex
+from tempfile import NamedTemporaryFile
 
 from app.compare_view import ScoreRow, cut_mark, score_rows
 from app.plain_text import plain
@@ -50,8 +52,15 @@ def require_writable(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"The folder {folder} does not exist. Make it, or choose another.")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not path.is_file()):
-        raise ConfigError(f"{path} cannot be written. Choose another place with --html.")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "it is no file")
+        with NamedTemporaryFile(dir=folder):  # what may be written, root only learns by writing
+            pass
+    except OSError as exc:
+        raise ConfigError(
+            f"{path} cannot be written ({exc.strerror}). Choose another place with --html."
+        ) from exc
 
 
 def write_page(comparison: Comparison, path: Path, now: datetime) -> None:

@@ -334,6 +334,8 @@ def test_a_place_that_cannot_be_written_is_a_sentence_before_anything_is_generat
         (tmp_path, "is a folder"),
         (tmp_path / "none" / "report.html", "does not exist"),
         (file / "report.html", "does not exist"),
+        (Path("/proc/report.html"), "cannot be written"),
+        (Path("/dev/null"), "no file"),
     ):
         with pytest.raises(ConfigError, match=words):
             require_writable(path)
