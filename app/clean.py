@@ -153,12 +153,22 @@ def as_mail(message: Message) -> Mail:
 
 def _read(path: Path, name: str) -> bytes:
     if str(path) == "-":
-        raw = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
+        raw = _standard_input()
     else:
         raw = read_given(path, MAX_MESSAGE_BYTES, error=UnreadableMailbox, hint=_WHAT_TO_GIVE)
     if not raw.strip():
         raise UnreadableMailbox(f"{name} {_BROKEN['empty']}. {_WHAT_TO_GIVE}")
     return raw
+
+
+def _standard_input() -> bytes:
+    try:
+        if sys.stdin is not None:  # a caller that closed it leaves None
+            return sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
+        reason = "it is closed"
+    except OSError as exc:
+        reason = exc.strerror or "it is not open for reading"
+    raise UnreadableMailbox(f"Standard input cannot be read ({reason}). {_WHAT_TO_GIVE}")
 
 
 def _is_json(line: bytes) -> bool:

@@ -37,7 +37,7 @@ def may_erase(session: Session, user_id: str, *, keep_mail: bool, yes: bool) -> 
     """Show what will go and ask. Raises ConfigError without a terminal to ask on, unless `yes`."""
     if yes:
         return True
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigError(
             "Erasing cannot be undone, and there is no terminal to ask on. Add --yes to erase without a "
             "question."

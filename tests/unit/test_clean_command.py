@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from typer.testing import CliRunner, Result
 from app.clean import read_message
 from app.cli import app
 from training.errors import ConfigError, OwnvoiceError, UnreadableMailbox
+from training.settings import PROJECT_ROOT
 
 BODY = """Hi Bob,
 
@@ -140,6 +143,19 @@ def test_anything_else_is_one_sentence_without_its_text(odd: str) -> None:
     assert message.startswith("Standard input ") and words in message and message.endswith(".")
     assert "\n" not in message and "Hello" not in message
     assert shown.stdout == ""
+
+
+@pytest.mark.parametrize("shell", ["<&-", "0>given"])
+@pytest.mark.parametrize("command", ["clean -", "erase nobody"])
+def test_a_standard_input_that_cannot_be_read_is_one_sentence(shell: str, command: str, home: Path) -> None:
+    program = "import app.cli as cli; cli.erasure.find_erasable = lambda *_: 'u1'; cli.main()"
+    given = ["sh", "-c", f'{sys.executable} -c "$0" {command} {shell}', program]
+    ended = subprocess.run(
+        given, cwd=home, env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}, capture_output=True, text=True
+    )
+    assert "Traceback" not in ended.stderr and ended.stderr.count("\n") == 1
+    assert (ended.returncode, ended.stdout) == (1 if command == "clean -" else 2, "")
+    assert ("Standard input" if command == "clean -" else "--yes") in ended.stderr
 
 
 def test_missing_files_and_folders_are_named(home: Path) -> None:
