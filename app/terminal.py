@@ -217,9 +217,8 @@ def show_data_report(report: DataReport) -> None:
             f"{report.masked_third_persons} names, addresses and numbers of other people are left out of the "
             "training loss."
         )
-    if len(report.languages) > 1:
-        counted = ", ".join(f"{code} {count}" for code, count in report.languages.items())
-        show_notice(f"Languages: {counted}.")
+    if report.languages_sentence:
+        show_notice(report.languages_sentence)
     console.print(Text(report.reason), style="green" if report.eligible else "red", soft_wrap=True)
     for sentence in filter(None, (report.instructions, report.chosen)) if report.eligible else ():
         show_notice(sentence)
