@@ -38,6 +38,7 @@ _BROKEN = {
     "not_an_object": "is JSON, but no object",
     "no_body_field": 'is a JSON object without the field "body"',
     "body_not_text": 'is a JSON object whose "body" is neither text nor null',
+    "ai_generated_not_boolean": 'is a JSON object whose "aiGenerated" is neither true nor false nor null',
     "unparsable": "cannot be read as a mail",
 }
 
@@ -141,6 +142,7 @@ def as_mail(message: Message) -> Mail:
         body_text=message.body_text or "",
         body_html=message.body_html or "",
         headers=message.headers,
+        ai_generated=message.ai_generated,
         is_reply=bool(
             message.in_reply_to
             or "references-present" in message.headers
@@ -151,12 +153,22 @@ def as_mail(message: Message) -> Mail:
 
 def _read(path: Path, name: str) -> bytes:
     if str(path) == "-":
-        raw = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
+        raw = _standard_input()
     else:
         raw = read_given(path, MAX_MESSAGE_BYTES, error=UnreadableMailbox, hint=_WHAT_TO_GIVE)
     if not raw.strip():
         raise UnreadableMailbox(f"{name} {_BROKEN['empty']}. {_WHAT_TO_GIVE}")
     return raw
+
+
+def _standard_input() -> bytes:
+    try:
+        if sys.stdin is not None:  # a caller that closed it leaves None
+            return sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
+        reason = "it is closed"
+    except OSError as exc:
+        reason = exc.strerror or "it is not open for reading"
+    raise UnreadableMailbox(f"Standard input cannot be read ({reason}). {_WHAT_TO_GIVE}")
 
 
 def _is_json(line: bytes) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from app import erasure, local, terminal
 from app.clean import clean_file
@@ -22,6 +23,7 @@ from app.demo import run_demo
 from app.deploy import PoolType, register_deployments, registered_things
 from app.doctor import examine
 from app.matrix import cross_matrix, require_place, show_matrix, write_markdown
+from app.plain_text import plain
 from app.retraining import follow_round, scan_now, start_round
 from app.rollback import roll_back
 from app.session import Session
@@ -114,7 +116,7 @@ def doctor(as_json: Json = False) -> None:
     for finding in examine(Session()):
         findings.append(finding)
         if not as_json:
-            mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"
+            mark = Text("✓", "green") if finding.ok else Text("✗", "red")
             terminal.console.print(
                 mark, f"{finding.name:<15}", finding.detail, soft_wrap=True, highlight=False
             )
@@ -378,13 +380,13 @@ def write(
         session.serving(active.base_model) as engine,
     ):
         own = engine.generate(person.ai_model, messages, options).text
-        plain = engine.generate(None, messages, options).text if base else None
+        unlearnt = engine.generate(None, messages, options).text if base else None
     if as_json:
-        _print_json({"model": person.ai_model, "text": own, **({"base": plain} if base else {})})
-    elif plain is not None:
-        terminal.side_by_side("base model", plain, person.ai_model, own)
+        _print_json({"model": person.ai_model, "text": own, **({"base": unlearnt} if base else {})})
+    elif unlearnt is not None:
+        terminal.side_by_side("base model", unlearnt, person.ai_model, own)
     else:
-        print(own.strip())
+        print(plain(own.strip()))
 
 
 @app.command()
@@ -441,7 +443,10 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure adapters on mail that they never saw, in this process; exit code 1 when a diagonal loses."""
+    """Measure adapters on mail that they never saw, in this process.
+
+    Exit code 1 when a diagonal loses; 0 also when no mailbox is large enough to decide.
+    """
     if not matrix:
         raise ConfigError("What is to be measured? The cross matrix: ownvoice evaluate --matrix USER USER")
     if out is not None:
@@ -449,13 +454,17 @@ def evaluate(
     say = None if as_json else lambda step: terminal.errors.print(step, style="dim", highlight=False)
     with nullcontext(None) if as_json else terminal.count_bar("measuring") as on_count:
         found = cross_matrix(Session(), who, on_progress=on_count, on_step=say)
-    if out is not None:
-        write_markdown(found, out)
     if as_json:
         _print_json({**found.to_json_dict(), "diagonalWins": found.verdict, "sentence": found.sentence})
     else:
         show_matrix(found, terminal.console)
-        if out is not None:
+    if out is not None:
+        try:
+            write_markdown(found, out)
+        except ConfigError as exc:  # what was measured is shown already, as the only thing on standard output
+            terminal.show_error(str(exc))
+            raise typer.Exit(exc.exit_code) from None
+        if not as_json:
             terminal.show_notice(f"Written to {out}.")
     raise typer.Exit(1 if found.lost else 0)
 

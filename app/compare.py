@@ -26,8 +26,8 @@ from training.comparison import (
 from training.config import load_train_config
 from training.dataset import prepare, prompt_messages
 from training.errors import ConfigError, OwnvoiceError, ServingError
-from training.gate_config import load_gate_config
-from training.panel import read_panel
+from training.gate_config import GateConfig, load_gate_config
+from training.panel import panel_texts
 from training.schemas import Generated, GenerateOptions, Job, Outcome, User
 
 SEED = 7
@@ -73,6 +73,11 @@ def compare_versions(
     user = users.find_user(session.db, id_or_email)
     found = _candidates(session, user, named)
     own, notice = _own_mail(session, user) if scores else (None, "")
+    gate, panel = GateConfig(), tuple[str, ...]()
+    if own is not None:
+        # Before the answers, which take minutes: the file may be wrong.
+        gate = load_gate_config(session.settings.gate)
+        panel = panel_texts(gate, (*own.train, *own.held_out))
     judged = JUDGE_INSTRUCTIONS if own is not None else ()
     done = total = 0
 
@@ -107,9 +112,7 @@ def compare_versions(
     )
     if own is None:
         return comparison
-    return measure_answers(
-        comparison, own, judged_base, read_panel(), load_gate_config(session.settings.gate)
-    )
+    return measure_answers(comparison, own, judged_base, panel, gate)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from secrets import token_hex
+from tempfile import NamedTemporaryFile
 
-from app.compare_view import CONTROLS, ScoreRow, cut_mark, score_rows
+from app.compare_view import ScoreRow, cut_mark, score_rows
+from app.plain_text import plain
 from serving.base import voice_name
 from training.comparison import ComparedVersion, Comparison
 from training.errors import ConfigError
@@ -36,8 +40,9 @@ footer { font-size: .85rem; margin-top: 3rem; opacity: .75; }
 
 
 def default_path(reports: Path, user_id: str, now: datetime) -> Path:
-    """Return where a report goes that nobody named: the person's folder, which an erasure deletes."""
-    return reports / voice_name(user_id) / f"compare-{now:%Y%m%d-%H%M%S}.html"
+    """Return where a report goes that nobody named: a new file in the person's folder, which an erasure
+    deletes."""
+    return reports / voice_name(user_id) / f"compare-{now:%Y%m%d-%H%M%S}-{token_hex(3)}.html"
 
 
 def require_writable(path: Path) -> None:
@@ -47,8 +52,15 @@ def require_writable(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"The folder {folder} does not exist. Make it, or choose another.")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not path.is_file()):
-        raise ConfigError(f"{path} cannot be written. Choose another place with --html.")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "it is no file")
+        with NamedTemporaryFile(dir=folder):  # what may be written, root only learns by writing
+            pass
+    except OSError as exc:
+        raise ConfigError(
+            f"{path} cannot be written ({exc.strerror}). Choose another place with --html."
+        ) from exc
 
 
 def write_page(comparison: Comparison, path: Path, now: datetime) -> None:
@@ -138,4 +150,4 @@ def _table(heading: str, versions: Sequence[ComparedVersion], rows: Sequence[Sco
 
 def _text(text: str) -> str:
     """Return `text` as it may stand in an element or a quoted attribute."""
-    return escape(text.translate(CONTROLS), quote=True)
+    return escape(plain(text), quote=True)

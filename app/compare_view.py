@@ -11,13 +11,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from app.plain_text import plain
 from training.comparison import ComparedVersion, Comparison
 from training.schemas import Generated
 
 NARROWEST = 34
 """Columns of the terminal below which a letter beside another is no longer read with pleasure."""
-CONTROLS = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}
-"""A model may write escape sequences; neither a terminal nor a page must obey them."""
 GATE_HEADING, MEASURED_HEADING = "At the gate, on held-out mail", "On these answers"
 
 
@@ -86,7 +85,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     versions = comparison.versions
     width = console.width // len(versions)
     for number, prompt in enumerate(comparison.prompts):
-        console.print(Text(f"\n{_plain(prompt)}", style="bold"))
+        console.print(Text(f"\n{plain(prompt)}", style="bold"))
         panels = [_panel(version, version.answers[number], comparison.max_tokens) for version in versions]
         if width < NARROWEST:
             for panel in panels:
@@ -110,7 +109,7 @@ def cut_mark(max_tokens: int) -> str:
 
 
 def _panel(version: ComparedVersion, answer: Generated, max_tokens: int) -> Panel:
-    text = Text(_plain(answer.text.strip()))
+    text = Text(plain(answer.text.strip()))
     if not answer.stopped:
         text.append(f"\n{cut_mark(max_tokens)}", style="yellow")
     style = "green" if version.current else "none"
@@ -128,7 +127,3 @@ def _table(heading: str, versions: Sequence[ComparedVersion], rows: Sequence[Sco
     for row in rows:
         table.add_row(row.label, *row.cells, *([row.own] if own else []))
     return table
-
-
-def _plain(text: str) -> str:
-    return text.translate(CONTROLS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.rule import Rule
+from rich.text import Text
 
 from app import local, terminal
 from app.data import check_user, import_for
@@ -73,7 +74,7 @@ def _write_both(session: Session, user_id: str) -> None:
         return
     with session.serving(session.settings.base_model) as engine:
         for instruction in NEUTRAL_INSTRUCTIONS:
-            terminal.console.print(f"[bold]{instruction}[/bold]")
+            terminal.console.print(Text(instruction, "bold"))
             with terminal.console.status("writing …"):
                 base = engine.generate(None, prompt_messages(instruction), SHOWN).text
                 own = engine.generate(user.ai_model, prompt_messages(instruction), SHOWN).text
@@ -104,4 +105,4 @@ def _show_summary(job: Job, email: str, ui_url: str) -> None:
 
 def _headline(text: str) -> None:
     terminal.console.print()
-    terminal.console.print(Rule(f"[bold]{text}", align="left", style="dim"))
+    terminal.console.print(Rule(Text(text, "bold"), align="left", style="dim"))

@@ -6,6 +6,7 @@ import sys
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from app import terminal
 from app.flow_runs import run_flow
@@ -36,13 +37,13 @@ def may_erase(session: Session, user_id: str, *, keep_mail: bool, yes: bool) -> 
     """Show what will go and ask. Raises ConfigError without a terminal to ask on, unless `yes`."""
     if yes:
         return True
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigError(
             "Erasing cannot be undone, and there is no terminal to ask on. Add --yes to erase without a "
             "question."
         )
     terminal.errors.print(_question(user_id, count_rows(session.db, user_id), keep_mail), highlight=False)
-    terminal.errors.print("This cannot be undone. Erase? [y/N] ", end="", markup=False)
+    terminal.errors.print("This cannot be undone. Erase? [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -57,7 +58,7 @@ def show_receipt(receipt: EraseReceipt) -> None:
     for name in ("what", "name", "where", "result", "how it was seen"):
         table.add_column(name, overflow="fold")
     for item in receipt.items:
-        result = f"[{_COLOUR[item.result]}]{item.result}[/]"
+        result = Text(item.result, _COLOUR[item.result])
         table.add_row(item.kind, item.name, item.where, result, item.verified)
     terminal.console.print(table)
     if receipt.complete:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 import fsspec
@@ -143,8 +145,18 @@ def measure_rows(
 
 def require_place(out: Path) -> None:
     """Raise ConfigError when the Markdown file cannot be written; asked before minutes of measuring."""
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out} cannot be written. Give --out the name of a file in a folder that exists.")
+    try:
+        if out.exists():
+            # Opened and left as it is; a pipe that nobody reads must not wait for a reader.
+            os.close(os.open(out, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))
+        else:
+            with NamedTemporaryFile(dir=out.absolute().parent):
+                pass
+    except OSError as exc:
+        raise ConfigError(
+            f"{out} cannot be written ({exc.strerror}). Give --out the name of a file in a folder that "
+            "exists and that you may write to."
+        ) from exc
 
 
 def write_markdown(matrix: CrossMatrix, out: Path) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.columns import Columns
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from app.compare_view import NARROWEST
 from app.decision_view import decision_parts, missed_lines
+from app.plain_text import plain
 from store.outbox import DeliveryState
 from training.adapter_size import describe_adapter_size
 from training.estimate import describe_estimate
@@ -25,11 +28,22 @@ from training.schemas import DataReport, EventLevel, ImportReport, Job, JobEvent
 if TYPE_CHECKING:
     from app.clean import Cleaned
 
-console = Console()
-errors = Console(stderr=True)
+
+class PlainConsole(Console):
+    """A console that shows strings as they stand: mail, models, jobs and paths hold brackets and worse."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render with every control character replaced that is not the console's own."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True)
 _STATUS_COLOUR = {JobStatus.COMPLETED: "green", JobStatus.FAILED: "red", JobStatus.CANCELLED: "yellow"}
-_CONTROLS = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}
-"""A mail may hold escape sequences; a terminal must not obey them."""
 _PHASES = {
     "load": "loading the base",
     "panel": "training references",
@@ -48,11 +62,16 @@ def show_notice(message: str) -> None:
     console.print(Text(message), soft_wrap=True)
 
 
+def _column(form: str, style: str = "none") -> TextColumn:
+    """Return a column of a bar; what stands in it is no markup."""
+    return TextColumn(form, style=style, markup=False)
+
+
 @contextmanager
 def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback `(bytes done, bytes in all)` behind a bar."""
     with Progress(
-        TextColumn("[bold]{task.description}"),
+        _column("{task.description}", "bold"),
         BarColumn(),
         DownloadColumn(),
         TimeElapsedColumn(),
@@ -66,9 +85,9 @@ def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback `(done, in all)` behind a bar."""
     with Progress(
-        TextColumn("[bold]{task.description}"),
+        _column("{task.description}", "bold"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        _column("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
         console=errors,
     ) as progress:
@@ -80,9 +99,9 @@ def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def steps(title: str) -> Iterator[Callable[[str, str], None]]:
     """Yield a callback `(step, what became of it)`; one line a step, the running one with a spinner."""
     with Progress(
-        SpinnerColumn(finished_text="[green]✓"),
-        TextColumn("{task.description:<16}"),
-        TextColumn("[dim]{task.fields[state]}"),
+        SpinnerColumn(finished_text=Text("✓", "green")),
+        _column("{task.description:<16}"),
+        _column("{task.fields[state]}", "dim"),
         TimeElapsedColumn(),
         console=errors,
     ) as progress:
@@ -102,11 +121,11 @@ def job_bar() -> Iterator[Callable[[Job, list[JobEvent]], None]]:
     """Yield the callback of `follow_job`: one bar from 0 to 100 % with step, loss and time left."""
     with Progress(
         SpinnerColumn(),
-        TextColumn("[bold]{task.description:<26}"),
+        _column("{task.description:<26}", "bold"),
         BarColumn(bar_width=32),
-        TextColumn("{task.percentage:>3.0f} %"),
+        _column("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[detail]}"),
+        _column("{task.fields[detail]}", "dim"),
         console=errors,
     ) as progress:
         task = progress.add_task("waiting for a worker", total=100, detail="")
@@ -198,9 +217,8 @@ def show_data_report(report: DataReport) -> None:
             f"{report.masked_third_persons} names, addresses and numbers of other people are left out of the "
             "training loss."
         )
-    if len(report.languages) > 1:
-        counted = ", ".join(f"{code} {count}" for code, count in report.languages.items())
-        show_notice(f"Languages: {counted}.")
+    if report.languages_sentence:
+        show_notice(report.languages_sentence)
     console.print(Text(report.reason), style="green" if report.eligible else "red", soft_wrap=True)
     for sentence in filter(None, (report.instructions, report.chosen)) if report.eligible else ():
         show_notice(sentence)
@@ -234,7 +252,7 @@ def show_cleaned(cleaned: Cleaned) -> None:
             table.add_row("", "")
         piece = explanation.text[start:end].strip("\n")
         for number, line in enumerate((piece if reason else redact(piece).text).split("\n")):
-            text = Text(line.translate(_CONTROLS), style="dim" if reason else "")
+            text = Text(plain(line), style="dim" if reason else "")
             table.add_row(f"{reason} │" if reason and number == 0 else "│" if reason else "", text)
         position = end
     console.print(table)
@@ -341,20 +359,19 @@ def show_facts(facts: list[tuple[str, str]]) -> None:
 def side_by_side(left_title: str, left: str, right_title: str, right: str) -> None:
     """Print two texts beside each other, or below each other on a narrow terminal."""
     width = console.width // 2 - 1
-    if width < 34:
-        console.print(Panel(Text(left.strip()), title=left_title, box=box.ROUNDED))
-        console.print(Panel(Text(right.strip()), title=right_title, box=box.ROUNDED, border_style="green"))
+
+    def panel(title: str, text: str, style: str) -> Panel:
+        # Replaced before the frame is drawn: control characters have no width.
+        shown = Text(plain(text.strip()))
+        beside = width if width >= NARROWEST else None
+        return Panel(shown, title=Text(title), width=beside, box=box.ROUNDED, border_style=style)
+
+    panels = [panel(left_title, left, "none"), panel(right_title, right, "green")]
+    if width >= NARROWEST:
+        console.print(Columns(panels))
         return
-    console.print(
-        Columns(
-            [
-                Panel(Text(left.strip()), title=left_title, width=width, box=box.ROUNDED),
-                Panel(
-                    Text(right.strip()), title=right_title, width=width, box=box.ROUNDED, border_style="green"
-                ),
-            ]
-        )
-    )
+    for each in panels:
+        console.print(each)
 
 
 def _losses(job: Job) -> str:

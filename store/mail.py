@@ -40,6 +40,7 @@ class MailRow(NamedTuple):
     body_html: str | None
     headers: dict[str, str]
     sent_at: datetime | None
+    ai_generated: bool = False
 
 
 class SentCount(NamedTuple):
@@ -79,7 +80,8 @@ def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
     """Store `batch` in one transaction and return how many messages were new.
 
     A message that the account holds already is left alone, except that a missing body is filled in (the app
-    may keep metadata only) and that it becomes sent when an alias, known only now, shows that it is.
+    may keep metadata only), that it becomes sent when an alias, known only now, shows that it is, and drafted
+    by the AI when this source says so.
     """
     with db.transaction() as connection:
         connection.execute(
@@ -87,7 +89,7 @@ def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
             CREATE TEMP TABLE mail_batch (
                 place integer, message_id text, thread_id text, in_reply_to text, is_sent boolean,
                 sender text, recipients text, cc text, subject text, body_text text, body_html text,
-                headers jsonb, sent_at timestamptz
+                headers jsonb, sent_at timestamptz, ai_generated boolean
             ) ON COMMIT DROP
             """
         )
@@ -108,6 +110,7 @@ def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
                         row.body_html,
                         json.dumps(row.headers) if row.headers else "{}",
                         row.sent_at,
+                        row.ai_generated,
                     )
                 )
         added = connection.execute(
@@ -115,11 +118,12 @@ def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
                 """
                 INSERT INTO "EmailMessage" (
                     "id", "emailAccountId", "threadId", "messageId", "inReplyTo", {sent}, "from", "to", "cc",
-                    "subject", "bodyText", "bodyHtml", "headers", "sentAt", "createdAt", "updatedAt"
+                    "subject", "bodyText", "bodyHtml", "headers", "sentAt", "aiGenerated", "createdAt",
+                    "updatedAt"
                 )
                 SELECT 'm' || replace(gen_random_uuid()::text, '-', ''), %s, thread_id, message_id,
                        in_reply_to, is_sent, sender, recipients, cc, subject, body_text, body_html,
-                       headers, sent_at, now(), now()
+                       headers, sent_at, ai_generated, now(), now()
                 FROM mail_batch ORDER BY place
                 ON CONFLICT ("emailAccountId", "messageId") DO NOTHING
                 """
@@ -135,10 +139,12 @@ def insert_mail(db: Database, account_id: str, batch: Sequence[MailRow]) -> int:
                         "bodyHtml" = coalesce(m."bodyHtml", b.body_html),
                         "headers" = b.headers || m."headers",
                         "subject" = coalesce(m."subject", b.subject),
+                        "aiGenerated" = m."aiGenerated" IS TRUE OR b.ai_generated,
                         {sent} = m.{sent} OR b.is_sent, "updatedAt" = now()
                     FROM (SELECT DISTINCT ON (message_id) * FROM mail_batch ORDER BY message_id, place) b
                     WHERE m."emailAccountId" = %s AND m."messageId" = b.message_id
                       AND (b.is_sent AND NOT m.{sent}
+                           OR b.ai_generated AND m."aiGenerated" IS NOT TRUE
                            OR m."bodyText" IS NULL AND m."bodyHtml" IS NULL
                               AND (b.body_text IS NOT NULL OR b.body_html IS NOT NULL))
                     """
@@ -325,7 +331,7 @@ def _read(
                m."sentAt"::timestamptz AS sent_at, m."from" AS sender, m."to", m."cc",
                m."subject", left(m."bodyText", %(max_text)s) AS body_text,
                left(m."bodyHtml", %(max_html)s) AS body_html, m."headers",
-               m."inReplyTo" AS in_reply_to, m."aiGenerated" AS ai_generated,
+               m."inReplyTo" AS in_reply_to, m."aiGenerated" IS TRUE AS ai_generated,
                answered."body" AS answered_text
         FROM ({chosen}) chosen JOIN "EmailMessage" m ON m."id" = chosen."id"
         LEFT JOIN LATERAL (

@@ -147,7 +147,8 @@ def data_report_markdown(report: DataReport) -> str:
     """Return the report as a Markdown table: counts by reason, never text."""
     rows = [f"| kept: usable | {report.usable} |"]
     rows += [f"| dropped: {reason.label} | {count} |" for reason, count in report.dropped.items()]
-    said = "\n\n".join(filter(None, (report.reason, report.instructions, report.chosen)))
+    sentences = (report.reason, report.languages_sentence, report.instructions, report.chosen)
+    said = "\n\n".join(filter(None, sentences))
     estimate = report.estimate
     took = (
         f"\n\nEstimate: {estimate.seconds:.0f} s, {estimate.tokens} tokens, ${estimate.cost:.2f}; "

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from training.dataset import NEUTRAL_INSTRUCTIONS
 from training.errors import ConfigError
 from training.gate_config import GateConfig
-from training.panel import Persona
 from training.salutation import learn_names
 from training.schemas import Example, GateDecision, Generated, Outcome, Schema
 from training.style import measure_style
@@ -134,12 +133,13 @@ def measure_answers(
     comparison: Comparison,
     own: OwnMail,
     judged_base: Sequence[Generated],
-    panel: Sequence[Persona],
+    panel: Sequence[str],
     config: GateConfig,
 ) -> Comparison:
     """Return the comparison with voice and style scores; the first version must be the base.
 
-    `judged_base` are the base's answers to `JUDGE_INSTRUCTIONS`. Where the person has too little mail the
+    `judged_base` are the base's answers to `JUDGE_INSTRUCTIONS`, `panel` is other people's words, as the gate
+    takes them (`panel_texts`). Where the person has too little mail the
     scores stay None and `notice` says so.
     """
     train, held_out = ([example.output for example in part] for part in (own.train, own.held_out))
@@ -150,11 +150,9 @@ def measure_answers(
                 f"to calibrate by are too few; {MIN_TEXTS} of each are needed."
             }
         )
-    names, own_texts = learn_names([*train, *held_out]), {*train, *held_out}
-    # A person who is on the panel themselves must not be their own opposite.
-    others = [text for persona in panel if own_texts.isdisjoint(persona.texts) for text in persona.texts]
+    names = learn_names([*train, *held_out])
     try:
-        judge = fit_judge(train, others, [answer.text for answer in judged_base], names=names)
+        judge = fit_judge(train, panel, [answer.text for answer in judged_base], names=names)
     except ValueError:
         return comparison.model_copy(
             update={"notice": "No scores: greetings and names aside, too little text is left to learn from."}

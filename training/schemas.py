@@ -166,6 +166,13 @@ class DataReport(Schema):
     """How instructions come about that are not subject lines (training/playback.py): counts."""
     estimate: Estimate | None = None
 
+    @property
+    def languages_sentence(self) -> str:
+        """Which languages the mail is in, when there are several."""
+        if len(self.languages) < 2:
+            return ""
+        return f"Languages: {', '.join(f'{code} {count}' for code, count in self.languages.items())}."
+
 
 # ---- jobs ------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """JSON lines: one sent message a line, plain or gzip.
 
 Keys: `body` (text or null; required), `message_id`, `date` (ISO 8601), `from`, `to`, `cc` (lists or strings),
-`subject`, and, when the source knows them, `body_html`, `thread_id`, `in_reply_to`. Others are ignored.
+`subject`, and, when the source knows them, `body_html`, `thread_id`, `in_reply_to`, `aiGenerated` (or
+`ai_generated`; true, false or null: a mail that the AI drafted is never trained on). Others are ignored.
 
 Every line counts as sent by the account's owner. Only when the account's own address is among the senders do
 lines from other well-formed addresses count as received; a sender that is a mere name (archives that were
@@ -36,6 +37,7 @@ from training.errors import UnreadableMailbox
 
 _MAX_SENDERS = 10_000
 """Distinct senders that are counted; the owner of a mailbox of sent mail is among the first."""
+_AI_GENERATED = ("aiGenerated", "ai_generated")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -126,6 +128,8 @@ def _broken(value: Any) -> str:
         return "no_body_field"
     if value["body"] is not None and not isinstance(value["body"], str):
         return "body_not_text"
+    if any(not isinstance(value.get(key), bool | None) for key in _AI_GENERATED):
+        return "ai_generated_not_boolean"
     return ""
 
 
@@ -156,6 +160,7 @@ def _message(value: dict[str, Any]) -> Message:
         body_html=_body(html) if isinstance(html, str) and html else None,
         sent_at=parse_date(date),
         headers={"in-reply-to": in_reply_to} if in_reply_to else {},
+        ai_generated=any(value.get(key) is True for key in _AI_GENERATED),
     )
 
 

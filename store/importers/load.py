@@ -177,6 +177,7 @@ def _row(message: Message, is_sent: bool) -> MailRow:
         body_html=message.body_html,
         headers=message.headers,
         sent_at=message.sent_at,
+        ai_generated=message.ai_generated,
     )
 
 

@@ -159,6 +159,8 @@ class Message:
     in_sent_folder: bool = False
     unsent: bool = False
     """A draft, spam or chat line: not sent, whoever it is from."""
+    ai_generated: bool = False
+    """The source says that the AI drafted it; a mail header for that is not known."""
 
     @property
     def size(self) -> int:

@@ -143,3 +143,17 @@ def test_bad_arguments_end_before_an_engine_is_started(
         ("--html", str(tmp_path / "none" / "page.html")),
     ):
         assert isinstance(run(*arguments).exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"), [("voice: {min_rom: 1}\n", "min_rom"), ("panel: [more]\n", "reference panel more")]
+)
+def test_the_gate_whose_panel_the_judge_takes_is_read_before_an_engine_is_started(
+    gate: str, words: str, kit: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "gate.yaml").write_text(gate)
+    monkeypatch.setenv("OWNVOICE_GATE", str(tmp_path / "gate.yaml"))
+    monkeypatch.setattr("app.session.open_serving", lambda **_: pytest.fail("an engine was opened"))
+    shown = run()
+    assert isinstance(shown.exception, ConfigError) and words in str(shown.exception)

@@ -1,4 +1,4 @@
-"""Hostile and broken mail: the parser and the cleaner never raise, hang, or take ten times its memory."""
+"""Hostile and broken mail: the parser and the cleaner never raise, take a second, or ten times its memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from training.dataset import prepare, to_jsonl
 from training.mail.clean import clean_mailbox
 from training.mail.explain import explain
 
-HANG_S = 5.0
-"""Processor seconds for one mail. The promise is one second on a free core; a loaded machine gets five."""
+HANG_S = 1.0
+"""Processor seconds of this thread for one mail, which a busy machine does not add to. The worst giant takes
+0.2."""
 MEMORY_FACTOR = 10
-MEMORY_FLOOR = 3_000_000
-"""Bytes that any mail may take: caches of parsed headers and compiled patterns fill up during the first."""
+MEMORY_FLOOR = 250_000
+"""Bytes that any mail may take besides, as objects and caches do: 35 kB for one of 2 kB, and 150 kB for the
+worst giant of a megabyte, whose lines alternate between quote and own word."""
 
 FUZZ = settings(
     max_examples=150,
@@ -71,11 +73,11 @@ def clean(message: Message) -> None:
 
 
 def survives(raw: bytes) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     message = parsed(raw)
     if message is not None:
         clean(message)
-    assert time.process_time() - started < HANG_S
+    assert time.thread_time() - started < HANG_S
 
 
 def peak_memory(raw: bytes) -> int:
@@ -476,9 +478,9 @@ def test_every_real_mail_goes_through() -> None:
     for path in paths:
         for found in JsonLines(path, ()):
             assert found.message is not None, f"{path.name}: {found.broken}"
-            started = time.process_time()
+            started = time.thread_time()
             clean(found.message)
-            assert time.process_time() - started < HANG_S
+            assert time.thread_time() - started < HANG_S
             count += 1
         for line in path.read_text(encoding="utf-8").splitlines():
             survives(as_eml(json.loads(line)))

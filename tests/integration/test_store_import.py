@@ -15,7 +15,7 @@ import pytest
 
 from store.database import Database
 from store.importers import import_mailbox
-from store.mail import count_sent, fetch_sent_mail
+from store.mail import count_sent, fetch_sent_mail, fetch_sent_state, select_mail
 from store.users import addresses, create_user
 from training.errors import ConfigError, UnreadableMailbox
 from training.schemas import User
@@ -221,6 +221,19 @@ def test_wrong_types_in_jsonl_are_survived(db: Database, anna: User, tmp_path: P
     ]  # fmt: skip
 
 
+def test_what_the_ai_drafted_is_no_training_mail(db: Database, anna: User, tmp_path: Path) -> None:
+    path = tmp_path / "box.jsonl"
+    drafted = [
+        line(2, aiGenerated=True),
+        line(3, ai_generated=True),
+        line(6, aiGenerated=False, ai_generated=True),
+    ]
+    path.write_bytes(jsonl(line(1), *drafted, line(4, aiGenerated=False), line(5, ai_generated=None)))
+    assert import_mailbox(db, anna, path).sent == 6
+    chosen = select_mail(db, anna.id, 9, up_to=fetch_sent_state(db, anna.id).last_position or 0)
+    assert ([each.body_text for each in chosen.mails], chosen.drafted) == (["B 1", "B 4", "B 5"], 3)
+
+
 # ---- damage ----------------------------------------------------------------------------------------
 
 
@@ -237,13 +250,21 @@ def test_broken_lines_are_counted_by_reason(db: Database, anna: User, tmp_path: 
             7,
             {"subject": "x"},
             line(2, body=7),
+            line(4, aiGenerated="no"),
+            line(5, ai_generated=1),
             b"",
             line(3),
         )
     )
     report = import_mailbox(db, anna, path)
-    assert report.broken == {"not_json": 3, "not_an_object": 2, "no_body_field": 1, "body_not_text": 1}
-    assert (report.read, report.added) == (9, 2)
+    assert report.broken == {
+        "not_json": 3,
+        "not_an_object": 2,
+        "no_body_field": 1,
+        "body_not_text": 1,
+        "ai_generated_not_boolean": 2,
+    }
+    assert (report.read, report.added) == (11, 2)
 
 
 def test_broken_messages_are_counted_and_the_rest_is_stored(db: Database, anna: User, tmp_path: Path) -> None:

@@ -105,6 +105,22 @@ def test_missing_body_is_filled_and_a_stored_one_is_kept(db: Database, anna: Use
     assert [mail.body_text for mail in fetch_sent_mail(db, anna.id, 5)] == ["filled", "first"]
 
 
+def test_a_later_export_may_say_that_the_ai_drafted_a_mail_and_none_takes_it_back(
+    db: Database, anna: User, account: str
+) -> None:
+    insert_mail(db, account, [row("1"), row("2", ai_generated=True)])
+    insert_mail(db, account, [row("1", ai_generated=True), row("2")])
+    assert [mail.ai_generated for mail in fetch_sent_mail(db, anna.id, 5)] == [True, True]
+
+
+def test_a_flag_that_the_app_left_empty_is_a_mail_of_a_person(db: Database, anna: User, account: str) -> None:
+    insert_mail(db, account, [row("1")])
+    with db.connection() as connection:
+        connection.execute('ALTER TABLE "EmailMessage" ALTER COLUMN "aiGenerated" DROP NOT NULL')
+        connection.execute('UPDATE "EmailMessage" SET "aiGenerated" = NULL')
+    assert [mail.ai_generated for mail in fetch_sent_mail(db, anna.id, 5)] == [False]
+
+
 def test_count_follows_insert_update_delete_and_truncate(db: Database, anna: User, account: str) -> None:
     insert_mail(db, account, [row(str(n), is_sent=n % 2 == 0) for n in range(10)])
     assert count_sent(db, anna.id) == 5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from typer.testing import CliRunner, Result
 from app.clean import read_message
 from app.cli import app
 from training.errors import ConfigError, OwnvoiceError, UnreadableMailbox
+from training.settings import PROJECT_ROOT
 
 BODY = """Hi Bob,
 
@@ -98,6 +101,18 @@ def test_a_dropped_mail_is_an_answer_with_exit_code_3(body: str, sentence: str, 
     assert (told["kept"], told["drop_reason"]) == (False, reason)
 
 
+@pytest.mark.parametrize("spelling", ["aiGenerated", "ai_generated"])
+def test_a_mail_that_the_ai_drafted_is_dropped_as_in_training(spelling: str) -> None:
+    body = "The cutter is ready and waits for you at the yard until Friday."
+    line = json.dumps({"from": "anna@x.example", "body": body, spelling: True}).encode()
+    shown = run("-", given=line)
+    assert shown.exit_code == 3
+    assert shown.stdout.strip().splitlines()[-1] == "Dropped: drafted by the AI."
+    assert as_json("-", given=line)["drop_reason"] == "ai_generated"
+    for human in (False, None):
+        assert as_json("-", given=json.dumps({"body": body, spelling: human}).encode())["kept"] is True
+
+
 def test_escape_sequences_of_a_mail_do_not_reach_the_terminal() -> None:
     shown = run("-", given=eml("\x1b]0;owned\x07 \x1b[31mhello\x1b[0m, this is a mail with a few more words"))
     assert "\x1b" not in shown.stdout and "\x07" not in shown.stdout and "hello" in shown.stdout
@@ -112,6 +127,7 @@ ODD = {
     "torn JSON": (b'{"body": "half', UnreadableMailbox, "is not valid JSON"),
     "deep JSON": (b'{"a":' * 100_000, UnreadableMailbox, "is not valid JSON"),
     "no body": (b'{"subject": "x"}', UnreadableMailbox, 'without the field "body"'),
+    "a torn flag": (b'{"body": "x", "aiGenerated": "yes"}', UnreadableMailbox, "neither true nor false"),
     "two lines": (b'{"body": "a"}\n{"body": "b"}\n', ConfigError, "has 2 lines"),
     "an mbox": (b"From anna Tue Mar  3 10:12:00 2026\nFrom: a@x.example\n\nhi", ConfigError, "is an mbox"),
     "a list": (b'[{"body": "a"}]', UnreadableMailbox, "holds no mail"),
@@ -127,6 +143,19 @@ def test_anything_else_is_one_sentence_without_its_text(odd: str) -> None:
     assert message.startswith("Standard input ") and words in message and message.endswith(".")
     assert "\n" not in message and "Hello" not in message
     assert shown.stdout == ""
+
+
+@pytest.mark.parametrize("shell", ["<&-", "0>given"])
+@pytest.mark.parametrize("command", ["clean -", "erase nobody"])
+def test_a_standard_input_that_cannot_be_read_is_one_sentence(shell: str, command: str, home: Path) -> None:
+    program = "import app.cli as cli; cli.erasure.find_erasable = lambda *_: 'u1'; cli.main()"
+    given = ["sh", "-c", f'{sys.executable} -c "$0" {command} {shell}', program]
+    ended = subprocess.run(
+        given, cwd=home, env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}, capture_output=True, text=True
+    )
+    assert "Traceback" not in ended.stderr and ended.stderr.count("\n") == 1
+    assert (ended.returncode, ended.stdout) == (1 if command == "clean -" else 2, "")
+    assert ("Standard input" if command == "clean -" else "--yes") in ended.stderr
 
 
 def test_missing_files_and_folders_are_named(home: Path) -> None:

@@ -29,7 +29,7 @@ from training.comparison import (
 )
 from training.errors import ConfigError
 from training.gate_config import GateConfig
-from training.panel import Persona, read_panel
+from training.panel import Persona, panel_texts, read_panel
 from training.schemas import CheckRole, Example, GateCheck, GateDecision, Generated, Outcome
 
 NOW = datetime(2026, 3, 1, 10, 15)
@@ -137,6 +137,10 @@ def own_mail(persona: Persona) -> OwnMail:
     return OwnMail(persona.train, persona.held_out)
 
 
+def others(persona: Persona) -> tuple[str, ...]:
+    return panel_texts(GateConfig(), (*persona.train, *persona.held_out))
+
+
 @pytest.fixture(scope="module")
 def panel() -> tuple[Persona, ...]:
     return read_panel()
@@ -165,7 +169,7 @@ def test_the_version_that_writes_like_the_person_scores_above_the_one_that_does_
                 ComparedVersion(title="version 1", version=1, answers=said(*map(plain, range(10, 16)))),
             ),
         ),
-        own_mail(kit), said(*map(plain, range(20, 28))), panel, GateConfig(),
+        own_mail(kit), said(*map(plain, range(20, 28))), others(kit), GateConfig(),
     )  # fmt: skip
     base, good, poor = found.versions
     assert base.voice == pytest.approx(0)
@@ -185,14 +189,14 @@ def test_too_little_mail_leaves_the_scores_out_and_says_so() -> None:
 def test_mail_of_nothing_but_greetings_leaves_the_scores_out_and_says_so(panel: tuple[Persona, ...]) -> None:
     frames = [example("Hi Tom,\n\nBest,\nAnna", number) for number in range(30)]
     empty = OwnMail(frames, frames[:12])
-    found = measure_answers(comparison(), empty, said("x y z"), panel, GateConfig())
+    found = measure_answers(comparison(), empty, said("x y z"), others(panel[0]), GateConfig())
     assert found.versions[1].voice is None and found.notice.startswith("No scores:")
 
 
 def test_a_weak_judge_is_said_to_be_one(panel: tuple[Persona, ...]) -> None:
     kit = panel[1]
     few = OwnMail(kit.train[:12], kit.held_out[:10])
-    found = measure_answers(comparison(), few, said(plain(1), plain(2)), panel, GateConfig())
+    found = measure_answers(comparison(), few, said(plain(1), plain(2)), others(kit), GateConfig())
     assert found.versions[1].voice is not None and found.notice.startswith("The judge is weak here (12 own")
 
 
@@ -232,9 +236,9 @@ def test_an_answer_that_was_cut_is_marked() -> None:
 
 
 def test_neither_markup_nor_escape_sequences_of_a_model_are_obeyed() -> None:
-    odd = ComparedVersion(title="base", answers=said("\x1b]0;owned\x07 [bold red]loud[/] [/]"))
+    odd = ComparedVersion(title="base", answers=said("\x1b]0;owned\x07 \u202e [bold red]loud[/] [/]"))
     text = "\n".join(on_terminal(comparison("[red]prompt[/red]", odd), 100))
-    assert "\x1b" not in text and "\x07" not in text
+    assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text
     assert "[bold red]loud[/] [/]" in text and "[red]prompt[/red]" in text
 
 
@@ -273,6 +277,15 @@ def test_no_text_of_a_prompt_an_answer_or_an_address_becomes_markup() -> None:
     assert not any(name.startswith("on") for name, _ in page.attributes)
 
 
+@pytest.mark.parametrize(
+    "turn", [*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"]
+)
+def test_nothing_on_the_page_turns_the_direction_of_a_text(turn: str) -> None:
+    odd = ComparedVersion(title="base", answers=said(f"the {turn}liam"))
+    html = html_page(comparison(f"Write {turn}", odd), NOW)
+    assert turn not in html and "\ufffdliam" in html
+
+
 def test_the_page_loads_nothing_and_follows_light_and_dark() -> None:
     html = html_page(comparison(), NOW)
     page = Page(html)
@@ -308,6 +321,12 @@ def test_the_page_is_readable_by_its_owner_alone_even_where_another_file_was(tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "reports"]
 
 
+def test_two_reports_of_one_second_are_two_files(tmp_path: Path) -> None:
+    first, second = (default_path(tmp_path, "u1", NOW) for _ in range(2))
+    assert first != second and first.parent == second.parent
+    assert all(path.name.startswith("compare-20260301-101500-") for path in (first, second))
+
+
 def test_a_place_that_cannot_be_written_is_a_sentence_before_anything_is_generated(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
@@ -315,6 +334,8 @@ def test_a_place_that_cannot_be_written_is_a_sentence_before_anything_is_generat
         (tmp_path, "is a folder"),
         (tmp_path / "none" / "report.html", "does not exist"),
         (file / "report.html", "does not exist"),
+        (Path("/proc/report.html"), "cannot be written"),
+        (Path("/dev/null"), "no file"),
     ):
         with pytest.raises(ConfigError, match=words):
             require_writable(path)

@@ -58,12 +58,52 @@ PUTTY = "PuTTY-User-Key-File-3: ssh-rsa\nComment: x\nPrivate-Lines: 1\nAAAA\nPri
         ("https://x.example/invite/aB3dE9xK2", "[link]"),
         ("https://hooks.slack.com/services/T000/B000/XXXX", "[link]"),
         ("https://x.example/s/3f2b8c1e-4d5a-4b6c-8d7e-9f0a1b2c3d4e", "[link]"),
+        ("API key abcdef1234567890abcdef12 works", "API key [API key] works"),
+        ("key: 9f8a7b6c5d4e3f2a1b0c", "key: [API key]"),
+        ("the key is 9f8a7b6c5d4e3f2a1b0c.", "the key is [API key]."),
+        ("your temporary pass: Zx9!kk", "your temporary pass: [password]"),
+        ("user: bob\npass = hunter2", "user: bob\npass = [password]"),
+        ("my pin 4321, ok?", "my pin [code], ok?"),
+        ("the pin is 4321", "the pin is [code]"),
+        ("the wifi password is summer", "the wifi password is [password]"),
+        ("Password was summer, not winter", "Password was [password], not winter"),
+        ("the password is summer and the door is open", "the password is [password] and the door is open"),
+        ("Das Passwort lautet sommer", "Das Passwort lautet [password]"),
+        ("user\nbob\npassword\nhunter2\nthanks", "user\nbob\npassword\n[password]\nthanks"),
+        ("the password\nPassword: summer", "the password\nPassword: [password]"),
+        ("My login at the yard - it is bob / hunter2!", "My login at the yard - it is bob / [password]"),
+        ("his number is 219-09-9998, keep it", "his number is [ID number], keep it"),
+        ("pay 20-00-00 55779911 please", "pay [account number] please"),
+        ("20-00-00, account no. 55779911", "[account number]"),
+        ("Password: correct horse battery staple", "Password: [password]"),
+        ("pw: correct horse battery, bye", "pw: [password], bye"),
+        ("Password: please ask Bob for it", "Password: [password] ask Bob for it"),
+        ("passphrase = Correct Horse Battery Staple.\nBest", "passphrase = [password].\nBest"),
     ],
 )
 def test_a_secret_is_replaced(text: str, redacted: str) -> None:
     found = redact(text)
     assert found.text == redacted
     assert found.count == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        (
+            "sort code 20-00-00, account 55779911",
+            "sort code [account number], account [account number]",
+        ),
+        (
+            "Sort code: 200000\nAccount no: 55779911",
+            "Sort code: [account number]\nAccount no: [account number]",
+        ),
+        ("a/c 5577 9911 (sort-code 20 00 00)", "a/c [account number] (sort-code [account number])"),
+    ],
+)
+def test_a_sort_code_and_its_account_are_replaced_both(text: str, redacted: str) -> None:
+    assert redact(text).text == redacted
+    assert redact(text).count == 2
 
 
 @pytest.mark.parametrize(
@@ -83,6 +123,19 @@ def test_a_secret_is_replaced(text: str, redacted: str) -> None:
         "https://x.example/login and www.x.example/confirm/",
         "call 1-877-795-3687 or +44 20 7946 0958 before 10:30 on 2026-03-04",
         "user: anna / bob",
+        "the password is required, the password is too long, my password was rejected.",
+        "The password is wrong.",
+        "the password is summer themed",
+        "I lost the password\nagain, and the 2nd one",
+        "boarding pass: BA1234, pass: 12 fail: 3, let it pass: fine, a pass = good",
+        "the key is that 2001 was early, and the key: patience",
+        "key dates 2001-09-11, token amount 1234567890123456",
+        "the pins 4321 and pinned 2001, a pin drop in 2001",
+        "sort the code 200000 by account 55779911",
+        "on 10-12-01 we had 55779911 hits, 2001-10-12 55779911, account 55779911",
+        "the login page is up and / or down, my login is bob / anna",
+        "call 000-12-3456, 666-12-3456, 912-12-3456, 123-00-4567, 123-45-0000 or 1-219-09-9998",
+        "order 219-09-99981, part 219-09-9998-A, 219.09.9998 and 219 09 9998",
     ],
 )
 def test_what_only_looks_like_a_secret_stays(text: str) -> None:
@@ -111,6 +164,16 @@ BAITS = {
     "equal signs": "http://" + "=a1" * 300_000,
     "JWT beginnings": "eyJ" * 330_000,
     "slashes": "login: a/" * 100_000,
+    "logins": "login is user are " * 60_000,
+    "phrases": "password: " + "ab " * 300_000,
+    "many phrases": "password: ab cd ef gh " * 45_000,
+    "passwords below": "password\n\n" * 100_000,
+    "passes": "my pass: \npass: a" * 60_000,
+    "keys": "key token is secret 1a" * 45_000 + " " + "a1" * 20,
+    "SSN beginnings": "219-09-" * 140_000,
+    "sort pairs": "20-00-00 account " * 60_000,
+    "sort codes": "sort code 20-00-00 account " * 40_000,
+    "pins": "my pin code " * 80_000 + "1",
 }
 
 

@@ -1,7 +1,8 @@
 """Replace what must never be learnt: keys, passwords, card and account numbers, one-time codes, login links.
 
 Numbers count only when their checksum holds (Luhn, ISO 7064 mod 97-10) and issuer or country use their
-length, so that phone and order numbers stay. A word that may be a password counts only when the sentence says
+length, so that phone and order numbers stay; those without one (American social security, British accounts)
+count in their own grouping or by their name. A word that may be a password counts only when the sentence says
 that it is one, or when no person would write it as a word. Linear time on any text: repetition in patterns is
 bounded.
 """
@@ -65,6 +66,12 @@ _NAMED_KEY = re.compile(
     r"(?=[A-Za-z0-9+/_.=-]{0,200}\d)[A-Za-z0-9+/_.=-]{12,500}",
     re.I,
 )
+# What follows "key" and mixes letters with digits for 16 characters is one, whatever stands between.
+_BARE_KEY = re.compile(
+    r"(?<![^\W_])((?:key|token|secret)s?)([\"']?\s{0,3}(?:(?:is|was|[:=])\s{0,3})?[\"'`]?)"
+    r"(?=[A-Za-z]{0,64}\d)(?=\d{0,64}[A-Za-z])[A-Za-z0-9]{16,512}(?![\w@-])",
+    re.I,
+)
 # 32 and more characters with letters and digits mixed: a token of some service, or a hash.
 _LONG_TOKEN = re.compile(
     r"(?<![\w/@.-])(?=[A-Za-z]{0,64}\d)(?=\d{0,64}[A-Za-z])[A-Za-z0-9]{32,512}(?![\w@-])"
@@ -79,17 +86,37 @@ _PASSWORD = re.compile(
     r"(?<![^\W_])(?P<word>(?:" + _PASSWORD_WORDS + r")s?)(?!\w)"
     r"(?P<gap>[\"']?[ \t\xa0]{0,3}(?::|=|->|→|#:?)[ \t\xa0]{0,3}\n?[ \t\xa0]{0,3}"
     r"|(?:[ \t]{1,3}\w{1,12}){0,3}[ \t]{1,3}(?:is|was|ist|lautet|est|es|è|é|är|er|to)[ \t]{0,2}:?[ \t]{1,3}"
+    # A line of its own below "password", with a digit, and nothing else on it.
+    r"|[ \t]{0,3}\n{1,2}[ \t]{0,3}(?=[^\s,;\d]{0,80}\d[^\s,;]{0,80}[ \t]{0,3}(?:\n|$))"
     r"|[ \t]{1,3}(?:[-–—|/][ \t]{1,3})?)"
     r"(?P<value>\"[^\"\n]{3,80}\"|'[^'\n]{3,80}'|[^\s,;]{3,80})",
     re.I,
 )
+# "Password: correct horse battery staple": letters alone, to the end of the line or clause.
+_PASSPHRASE = re.compile(
+    r"(?<![^\W_])(?P<word>(?:" + _PASSWORD_WORDS + r"))(?P<gap>[ \t\xa0]{0,3}[:=][ \t\xa0]{0,3})"
+    r"(?P<value>[^\W\d_]{2,20}(?:[ \t][^\W\d_]{2,20}){1,7})(?=[,;.!]|[ \t]{0,3}(?:\n|$))",
+    re.I,
+)
+# "pass" alone is a word of many uses: the thing that is opened stands before it, or nothing on its line.
+_PASS = re.compile(
+    r"(?P<word>(?:^|\b(?:temporary|temp|new|old|my|your|the|login|user|guest|admin|root|wifi|wi-fi|mail|email|"
+    r"vpn) )pass)(?P<gap>[ \t]{0,3}[:=][ \t]{0,3})(?P<value>[^\s,;]{5,80})",
+    re.I | re.M,
+)
 _LOGIN_PAIR = re.compile(
-    r"\b((?:log-?in|credentials|zugangsdaten|anmeldedaten|identifiants|user(?:name)?)[ \t]{0,2}:"
+    r"\b((?:log-?in|credentials|zugangsdaten|anmeldedaten|identifiants|user(?:name)?)"
+    r"(?:[ \t]{0,2}:|[^\n/:.]{0,60}?[ \t](?:is|are|ist|lautet)[ \t])"
     r"[ \t]{0,3}[^\s/]{2,80}[ \t]{0,2}/[ \t]{0,2})(?P<value>[^\s,;/]{4,80})",
     re.I,
 )
 _PIN = re.compile(
     r"\b(PIN|P\.I\.N\.)((?:[ -]?(?:code|number|no\.?))?\s{0,3}(?:is|ist|est|es|[:=#])?\s{0,3})\d{4,8}\b"
+)
+_OWN_PIN = re.compile(
+    r"\b((?:my|your|his|her|our|their|new|card|bank|atm|sim|phone|door|alarm) pin(?: code| number)? )"
+    r"\d{4,8}\b",
+    re.I,
 )
 _PIN_SAID = re.compile(
     r"\b(pin)((?:[ -]?(?:code|number|no\.?))?\s{0,3}(?:is|ist|est|es|[:=]|#:?)\s{0,3})"
@@ -125,6 +152,15 @@ _CVV = re.compile(
     re.I,
 )
 _SSN = re.compile(r"\b((?:ssn|social security)[^\n\d]{0,25})\d{3}[- ]?\d{2}[- ]?\d{4}\b", re.I)
+# Numbers that the Social Security Administration gives out: no area 000, 666 or 900-999, no group 00.
+_BARE_SSN = re.compile(r"(?<![\w.+-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
+_SORT_CODE = re.compile(r"\b(sort[ -]?code[^\n\d]{0,25})\d{2}([ -]?)\d{2}\2\d{2}(?!\d)", re.I)
+_SORT_PAIR = re.compile(
+    r"(?<![\w.-])\d{2}-\d{2}-\d{2}(?:[ \t,/]{1,3}|[^\n\d]{0,15}\b(?:acc(?:oun)?t|acc|a/c)\b[^\n\d]{0,15})"
+    r"\d{4} ?\d{4}(?![\w-])",
+    re.I,
+)
+_SORTED_ACCOUNT = re.compile(r"\b((?:acc(?:oun)?t|acc|a/c)[^\n\d]{0,25})\d{4} ?\d{4}(?!\d)", re.I)
 _CARD = re.compile(r"(?<![\w.+-])[2-6]\d{3}(?:[ .\xa0-]?\d){9,15}(?![\w-])")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ \xa0-]?[A-Z0-9]){11,31}", re.I)
 _URL = re.compile(r"(?:\b[a-z][a-z0-9+.-]{1,15}://|\bwww\.)[^\s<>\"']{4,4000}", re.I)
@@ -149,6 +185,26 @@ _URL_WEBHOOK = re.compile(
     r"//hooks\.slack\.com/\w|//discord(?:app)?\.com/api/webhooks/\w|/webhook/[\w-]{16}", re.I
 )
 
+# What a password is said to be when it is not told: "the password is wrong", "needed", "missing".
+_SAID_OF_PASSWORDS = """
+    a about above active already also always an and any as at available bad being below blank by case common
+    confidential correct default different down due easy either empty enough fine for from good gone hard here
+    hers his how important in incorrect invalid it its just kept known less long longer lost made mandatory
+    mine more my never new no none not now null obvious off ok okay old on one only open optional our ours out
+    over poor private public ready right safe same secret secure set shared short simple so still strong such
+    sure temporary that the their theirs then there these this those to too unique unknown up valid very via
+    visible weak what when where which why with wrong your yours
+"""
+_NO_PASSWORDS = frozenset(_SAID_OF_PASSWORDS.split())
+_SAID_ENDINGS = ("ed", "en", "ing", "able", "ible", "ly", "ary", "sent", "sensitive")
+_CLAUSE_ENDS = re.compile(r"[ \t]{0,3}(?:[\n,;)]|$|(?:and|but|or|so|if|until|for|on) )")
+# With one of these a line behind "password:" is a sentence and no phrase.
+_IN_SENTENCES = """
+    am and are ask be been below by call can follows from has have if is let me need or please see sent them
+    then to was we when will with you your
+    bitte et ist mit och oder ou und y
+"""
+_SENTENCE_WORDS = frozenset(_IN_SENTENCES.split())
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d\D?\d\D?\d\D?\d")
 # Substrings without which a pattern cannot match: finding them costs a hundredth of running it.
@@ -157,6 +213,8 @@ _PASSWORD_HINTS = (
     "lösenord",
     "adgangskode", "salasana", "hasło", "heslo",
 )  # fmt: skip
+_PASS_HINT, _SSN_HINT = re.compile(r"pass[ \t]{0,3}[:=]"), re.compile(r"-\d\d-\d{4}")
+_SORT_HINT = re.compile(r"-\d\d-\d\d[^\d-]")
 _LOGIN_HINTS = ("login", "log-in", "credentials", "zugangsdaten", "anmeldedaten", "identifiants", "user")
 _KEY_HINTS = ("key", "token", "secret")
 _CODE_HINTS = (
@@ -187,20 +245,34 @@ def redact(text: str) -> Redacted:
         if "bearer " in lowered or "basic " in lowered:
             text = counter.sub(_BEARER, lambda match: f"{match[1]} [API key]", text)
     if hinted_password:
+        text = counter.sub(_PASSPHRASE, _replace_passphrase, text)
+        if _PASS_HINT.search(lowered):
+            text = counter.sub(_PASS, _replace_pass, text)
         text = counter.sub(_PASSWORD, _replace_password, text)
     if hinted_login:
         text = counter.sub(_LOGIN_PAIR, _replace_login, text)
     if any(hint in lowered for hint in _KEY_HINTS):
         text = counter.sub(_NAMED_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
+        if long_token:
+            text = counter.sub(_BARE_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
     if digits:
+        if "sort" in lowered:
+            text = _replace_sort_codes(text, counter)
+        if _SORT_HINT.search(text):
+            text = counter.sub(_SORT_PAIR, lambda match: "[account number]", text)
+        if _SSN_HINT.search(text):
+            text = counter.sub(_BARE_SSN, lambda match: "[ID number]", text)
         text = counter.sub(_IBAN, _replace_iban, text)
         text = counter.sub(_CARD, _replace_card, text)
     if some_digit:
         if any(hint in lowered for hint in _CODE_HINTS):
             text = counter.sub(_PIN, lambda match: f"{match[1]}{match[2]}[code]", text)
+            if " pin " in lowered:
+                text = counter.sub(_OWN_PIN, lambda match: f"{match[1]}[code]", text)
             text = counter.sub(_PIN_SAID, lambda match: f"{match[1]}{match[2]}[code]", text)
             text = counter.sub(_CODE, _replace_code, text)
-            text = counter.sub(_CODE_SAID, _replace_code, text)
+            if "code" in lowered:
+                text = counter.sub(_CODE_SAID, _replace_code, text)
             text = counter.sub(_CODE_FIRST, lambda match: "[code]", text)
         if "cv" in lowered or "security code" in lowered:
             text = counter.sub(_CVV, lambda match: f"{match[1]}[code]", text)
@@ -259,7 +331,7 @@ def _replace_password(match: re.Match[str]) -> str:
         return match.group()
     bare = value.strip("\"'").rstrip(".!?)")
     has_digit, has_letter = any(map(str.isdigit, bare)), any(map(str.isalpha, bare))
-    if not gap.strip(" \t-–—|/"):
+    if not gap.strip(" \t\n-–—|/"):
         # "password hunter2" names one; "password protected" and "password-reset" do not.
         named = has_digit and has_letter and len(bare) >= 6
         return f"{match['word']}{gap}[password]" if named else match.group()
@@ -267,9 +339,42 @@ def _replace_password(match: re.Match[str]) -> str:
     # "the password is required" is a sentence; "the password is Sommer24" is not.
     looks_chosen = has_digit or any(not char.isalnum() and char not in "-'’" for char in bare)
     mixed_case = any(map(str.isupper, bare[1:])) and any(map(str.islower, bare))
-    if explicit or looks_chosen or mixed_case or value[0] in "\"'":
+    following = match.string[match.end() : match.end() + 10]
+    told = gap.strip(" \t:").lower()
+    plain = told == "lautet" or (told in ("is", "was") and _is_told(value, following))
+    if explicit or looks_chosen or mixed_case or plain or value[0] in "\"'":
         return f"{match['word']}{gap}[password]"
     return match.group()
+
+
+def _is_told(value: str, following: str) -> bool:
+    """Tell whether the plain word behind "the password is" is the password: the clause ends, and says nothing
+    of it."""
+    word = value.rstrip(".!?)").lower()
+    ends = len(word) < len(value) or _CLAUSE_ENDS.match(following) is not None
+    return ends and word.isalpha() and word not in _NO_PASSWORDS and not word.endswith(_SAID_ENDINGS)
+
+
+def _replace_passphrase(match: re.Match[str]) -> str:
+    if not _SENTENCE_WORDS.isdisjoint(match["value"].lower().split()):
+        return match.group()
+    return f"{match['word']}{match['gap']}[password]"
+
+
+def _replace_pass(match: re.Match[str]) -> str:
+    value = match["value"].rstrip(".!?)")
+    marked = any(not char.isalnum() and char not in "-'’/.:" for char in value)
+    chosen = any(map(str.isalpha, value)) and (marked or any(map(str.isdigit, value)))
+    return f"{match['word']}{match['gap']}[password]" if chosen and value[0] != "[" else match.group()
+
+
+def _replace_sort_codes(text: str, counter: _Counter) -> str:
+    """Replace British sort codes, and accounts of eight digits where there was one."""
+    found = counter.count
+    text = counter.sub(_SORT_CODE, lambda match: f"{match[1]}[account number]", text)
+    if counter.count == found:
+        return text
+    return counter.sub(_SORTED_ACCOUNT, lambda match: f"{match[1]}[account number]", text)
 
 
 def _replace_login(match: re.Match[str]) -> str:
