@@ -72,6 +72,8 @@ def mailbox(bodies: list[str], **options: object) -> CleanedMailbox:
         "You received this message because you are subscribed to the group.",
         "==================== ATTACHMENT   1 ====================\nATT CREATION TIME/DATE: 0",
         " - REPORT.XLS",
+        " - crane.mpg",
+        " <<Prices of ropes.doc>>",
         "(See attached file: report.doc)",
         "-'",
     ],
@@ -96,11 +98,17 @@ def test_own_words_that_look_like_a_footer_stay(text: str) -> None:
     assert clean(text).own_words == text
 
 
-def test_an_attachment_rule_on_the_last_line_is_cut() -> None:
-    assert (
-        clean("Here is the summary.==================== ATTACHMENT     1 ---").own_words
-        == "Here is the summary."
-    )
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "==================== ATTACHMENT     1 ---",
+        "==================== ATTAC\n",
+        "    ==================== A\n",
+        "=========\n",
+    ],
+)
+def test_an_attachment_rule_on_the_last_line_is_cut(rule: str) -> None:
+    assert clean(f"Here is the summary.{rule}").own_words == "Here is the summary."
 
 
 def test_a_signature_that_a_third_of_the_mails_share_is_learnt_and_cut() -> None:
@@ -152,6 +160,10 @@ def test_a_phone_number_under_the_sign_off_goes_and_the_name_stays() -> None:
         ({"subject": "Zugesagt: Mittagessen"}, DropReason.CALENDAR),
         ({"subject": "Invitation: my birthday"}, None),
         ({"subject": "Invitation: sync", "body_text": "When: Monday\nWhere: room 1"}, DropReason.CALENDAR),
+        (
+            {"body_text": "When: Monday 3 PM\nWhere: room 1\n\n*~*~*~*~*~*~*~*~*~*\n\nmoved"},
+            DropReason.CALENDAR,
+        ),
     ],
 )
 def test_headers_tell_what_no_person_wrote(fields: dict[str, object], reason: DropReason | None) -> None:
@@ -200,6 +212,7 @@ def test_a_long_quote_does_not_make_a_mail_too_long() -> None:
         ("a\ud800b", "ab"),
         ("one\xa0two\u202fthree", "one two three"),
         ("soft=\nbreak=20\nnext", "softbreak \nnext"),
+        ("Ropes\n=====\nPaint\n=====\n", "Ropes\n=====\nPaint\n=====\n"),
         ("caf=C3=A9 =\nou", "café ou"),
         ("x = 20\ny=3", "x = 20\ny=3"),
         ("cafÃ© and itâ€™s", "café and it’s"),

@@ -150,6 +150,9 @@ def test_the_record_sheet_of_the_next_mail_is_cut_with_what_follows(sheet: str) 
     [
         "A~MS Email System                                        Page 2 of 2",
         ",                 Page 2 of2",
+        "--,,~ ARMS   Email System                               Page 1 of 2",
+        ".,                                Page I of 6",
+        "I                                                     Page 1 of 1",
         "Automated Records Management System",
         "Clinton Library Photocopy",
     ],

@@ -309,6 +309,13 @@ def test_a_quote_alone_is_no_example() -> None:
     assert clean(f"\n\n{GMAIL}\n> Can we meet?\n").drop is DropReason.QUOTE_ONLY
 
 
+def test_a_first_quoted_line_that_a_client_wrapped_belongs_to_the_quote() -> None:
+    head = "  The New Crane of Wexmouth: A Question for the Board, Not Whether, But How"
+    assert clean(f"{head}\n>                   Many?\n>\n> By Mina Varga\n").drop is DropReason.QUOTE_ONLY
+    own = "Here is what the board wrote to us about the crane, please read it before Friday."
+    assert clean(f"{own}\n> How many cranes?\n> One is enough.\n").own_words == own
+
+
 def test_every_cut_is_a_span_of_the_decoded_body() -> None:
     cleaned = clean(f"Fine.\r\n\r\n{GMAIL}\r\n> lunch?\r\n\r\nSent from my iPhone\r\n")
     assert [(cut.reason, cleaned.text[cut.start : cut.end].strip()) for cut in cleaned.cuts] == [
@@ -342,6 +349,14 @@ BAIT = {
     "speech marks": 'said "',
     "nearly markers": "-- origina message",
     "encoded bytes": "a=E9",
+    "attachment rules": "x======\n \n",
+    "rule and blanks": "x======" + " " * 4_000,
+    "announcements": "here is the text of a ",
+    "rules under closings": "Best,\nAnna\n" + "-" * 24 + "\n",
+    "deep lines": "\n" + "\t" * 9 + "and",
+    "open quotation marks": "“",
+    "meeting labels": "When: a\n\n",
+    "press names": "times ",
 }
 
 

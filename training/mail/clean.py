@@ -337,6 +337,8 @@ def _drop_by_content(
         return DropReason.TOO_SHORT
     if looks_machine_written(own):
         return DropReason.MACHINE
+    if pasted.is_quotation(own, min_words):
+        return DropReason.QUOTE_ONLY
     return None
 
 

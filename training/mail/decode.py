@@ -22,10 +22,11 @@ _QUOTE_EDGE_LINES = 200
 _QUOTE_RUN = re.compile(r"(?:^[ \t]*+>[^\r\n]*+(?:\r\n?|\n|\Z))++", re.M)
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u2060\ufeff\ufffd]")
 _ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
-_SOFT_BREAK = re.compile(r"=[ \t]{0,4}\n")
+# A rule of "=" ends no line softly: a true "=" is encoded itself.
+_SOFT_BREAK = re.compile(r"(?<!=)=[ \t]{0,4}\n")
 # RFC 2045 §6.7 encodes "=", what is not ASCII, and blanks at the end of a line. "x=20 and y=30" is a formula.
 _QP_EVIDENCE = re.compile(
-    r"=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=3D|=[CDE][0-9A-F]=[89AB][0-9A-F]"
+    r"(?<!=)=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=3D|=[CDE][0-9A-F]=[89AB][0-9A-F]"
     r"|(?<=[A-Za-z])=(?:9[1-7](?=[a-z ])|[C-F][0-9A-F](?=[a-z ,.!?\n]))"
 )
 _QP_BYTES = re.compile(r"(?:=(?:[0189A-F][0-9A-F]|3D|20|2E))+")
@@ -34,10 +35,10 @@ _QP_BYTES = re.compile(r"(?:=(?:[0189A-F][0-9A-F]|3D|20|2E))+")
 _MOJIBAKE = re.compile(
     "[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]{1,3}"
 )
-# Some archives put the rule that starts an attachment on the last line of the body.
+# Some archives put the rule that starts an attachment on the last line of the body, and cut it off there.
 _GLUED_ATTACHMENT = re.compile(
     r"(?<=[^\s=;~_])[ \t]{0,4}(?=[=;~_][=;:.~_* -]{5,80}\s?ATTACH)|"
-    r"(?<=[^\s=]) ?(?=={10,80}\s*(?:ATTACH|A?T?T?A?C?\Z))"
+    r"(?<=[^\s=])[ \t]{0,4}(?=={6,80}+\s*+(?:ATTACH|A?T?T?A?C?\s*+\Z))"
 )
 
 
@@ -88,7 +89,7 @@ def normalise_text(text: str) -> str:
         text = _decode_quoted_printable(text)
     if _CONTROL.search(text):
         text = _CONTROL.sub("", text)
-    if "ATTACH" in text or "==========" in text:
+    if "ATTACH" in text or "======" in text:
         text = _GLUED_ATTACHMENT.sub("\n", text)
     return text
 

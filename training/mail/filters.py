@@ -53,6 +53,8 @@ _INVITATION_BODY = re.compile(
     r"^\s{0,9}(?:where|wo|où|dónde|dove|onde|waar|var|who|calendar)\s?:|invite\.ics|calendar entry type:",
     re.I | re.M,
 )
+# What Outlook sends as a meeting request: labelled lines ("When:", "Wo:") above its own rule.
+_MEETING_REQUEST = re.compile(r"\s{0,9}(?:\w{2,12}:[^\n]{0,300}\n\s{0,9}){1,4}(?:\*~){5}")
 _RECEIPT_SUBJECT = re.compile(
     r"\s{0,9}(?:(?:not )?read|gelesen|ungelesen|lu|leído|letto|gelezen|lido|läst)\s?:", re.I
 )
@@ -97,6 +99,8 @@ def drop_by_headers(mail: Mail) -> DropReason | None:
         by_hand_too = "invit" in calendar.group().lower() or "cancel" in calendar.group().lower()
         if not by_hand_too or _INVITATION_BODY.search(mail.body_text[:5_000]):
             return DropReason.CALENDAR
+    if "*~*~*~" in mail.body_text[:2_000] and _MEETING_REQUEST.match(mail.body_text[:2_000]):
+        return DropReason.CALENDAR
     if _RECEIPT_SUBJECT.match(mail.subject) and _RECEIPT_BODY.search(mail.body_text[:2_000]):
         return DropReason.MACHINE
     return None

@@ -2,7 +2,8 @@
 
 People paste articles, press releases, transcripts, passages of documents and whole mails under a line of
 their own. Nothing stands in front of every line, so the evidence is in the text: labels and bylines of the
-press, speakers of a transcript, reported speech without a single "I" or "you", a salutation to the author.
+press, speakers of a transcript, reported speech without a single "I" or "you", a salutation to the author,
+the author's own announcement, a rule under the signature, prose that is set in like a page of the web.
 
 Calibrated on the eleven mailboxes beside the repository by reading every hit (tests/labels/README.md). What
 is found is cut from its first line to the end.
@@ -29,6 +30,13 @@ _IMPERSONAL = 1 / 300
 _MOSTLY_IMPERSONAL = 1 / 100
 # A passage under "here is the language": shorter ones are lists and dates of the author's.
 _MIN_PASSAGE_WORDS = 120
+# Below "here is the text of …": fewer words are a line that the author quotes while writing.
+_MIN_ANNOUNCED_WORDS = 40
+# Columns further in than the leftmost own line: people set lists in by 4 or 8, pasted pages by 16 and more.
+_SET_IN_COLUMNS = 12
+_MIN_SET_IN_LINES = 8
+# A rule below the author's own name is typed in one go; below that many words stands an afterthought.
+_MIN_BELOW_RULE_WORDS = 15
 # A name with a comma at the very end of a mail is a signature.
 _MIN_LETTER_WORDS = 5
 # A lone name below that many words is a signature even without a closing above it.
@@ -46,7 +54,7 @@ _SAID = re.compile(r"\b(?:said|says|told|according to)\b")
 _SPEECH = re.compile(r"\"[^\"]{0,800}\"|``[^`']{0,800}''|“[^”]{0,800}”")
 _LABELLED = re.compile(
     r"^[ \t]*(?:BYLINE|HEADLINE|DATELINE|LOAD-DATE|SECTION:.{0,80}(?:EDITION|PAGE)|LENGTH: \d+ words|"
-    r"LANGUAGE: [A-Z]+[ \t]*$)",
+    r"LANGUAGE: [A-Z]+[ \t]*$|(?i:embargoed (?:until|for))\b[^.?!\n]{0,35}$)",
     re.M,
 )
 _PUBLISHED = re.compile(
@@ -56,10 +64,16 @@ _PUBLISHED = re.compile(
     r"|(?i:for immediate release)\b"
     r"|\((?:AP|UPI|AFP|dpa|Reuters|Bloomberg|Dow Jones)\)|\bAPNP-\d\d-\d\d"
 )
+# No match of `_PUBLISHED` without one of these; looked for first because that takes a tenth of the time.
+_PUBLISHED_HINTS = (
+    "Staff ", "Press Writer", "PRNews", "WIRE", "opyright", "ights", "©", "elease", "ELEASE", "(AP", "(UPI",
+    "(AFP", "(dpa", "(Reuters", "(Bloomberg", "(Dow", "APNP",
+)  # fmt: skip
 _BYLINE = re.compile(r"^[ \t]*(?i:by):? [A-Z][\w.'’-]+(?: [A-Z][\w.'’-]+){1,3}(?:,.{0,60})?[ \t]*$", re.M)
 _MASTHEAD = re.compile(
     r"^[^\n.?!]{0,60}\b(?i:times|post|journal|globe|herald|tribune|newswire|gazette|chronicle|spectator|"
-    r"u\.s\. news|newsweek|time magazine|press release|news service)\b[^\n?!]{0,60}\b(?:19|20)\d\d[ \t]*$"
+    r"u\.s\. news|newsweek|time magazine|press release|news service)\b"
+    r"[^\n?!]{0,60}(?:\n[^\n?!]{0,20})?\b(?:19|20)\d\d[ \t]*$"
     r"|^[ \t]*THE (?:NEW YORK TIMES|WALL STREET JOURNAL|WASHINGTON POST)\b",
     re.M,
 )
@@ -81,6 +95,39 @@ _INTRODUCES = re.compile(
     r"abaixo)\b",
     re.I,
 )
+# What the author says to be somebody's text: first persons in it are not the author's. (`_AUTHOR` excepts
+# "here is the text of my speech".)
+_ANNOUNCES = re.compile(
+    r"\b(?:here(?:['’]s| is| are)|(?:below|following|this) is|hier (?:ist|kommt)|unten steht|voici|ecco|"
+    r"aqu[ií] está) (?:the |der |den |le |il |el )?"
+    r"(?:(?:full|entire|complete|exact|ganze|volle|vollständige) )?"
+    r"(?:text|wortlaut|texte|testo|texto) (?:of|from|der|des|de|du|della?) (?P<what>[^.?!:]{3,160})"
+    r"|\bthe (?:full |entire |complete |exact )?text of (?P<which>[^.?!:]{3,80}?) "
+    r"(?:follows\b|is (?:as )?(?:below|follows))"
+    r"|\b(?:below|following|here) is (?:a|an|the) "
+    r"(?:memo|message|e-?mail|note|letter|article|story|notice) from (?!me\b|us\b|my\b|our\b)"
+    r"|\bsee (?:the )?excerpts? (?:below|that follows)\b"
+    r"|['’]s? (?:\w+ )?(?:article|story|op-?ed|column|editorial)\b[^?!]{0,40}\bhere it is\b",
+    re.I,
+)
+# The same for `_ANNOUNCES`.
+_ANNOUNCE_HINTS = (
+    "text of ", "text from ", "Wortlaut ", "Text ", "texte d", "testo d", "texto d", "xcerpt", "here it is",
+    "memo from ", "ssage from ", "mail from ", "note from ", "etter from ", "rticle from ", "tory from ",
+    "otice from ",
+)  # fmt: skip
+_POINTS_DOWN = (" below", " follows", " unten", " ci-dessous", " abajo", " hieronder", " abaixo")
+_CLOSING_MARKS = " .!)]-–—"
+_AUTHOR = re.compile(r"\b(?:I|I['’]\w+|my|our|we|we['’]\w+|mein\w*|unser\w*|ich|wir|mon|mi|il mio)\b", re.I)
+_EXCERPT = re.compile(r"[ \t]*excerpts? (?:from|of) ", re.I)
+_POSTSCRIPT = re.compile(r"p\.? ?s\b|nb\b|n\.b\.", re.I)
+_RULES = tuple(mark * 20 for mark in "-_=*~+#")
+_RULE_LINE = re.compile(r"[ \t]*([-_=*~+#])\1{19,}[ \t]*$")
+_PRESS_SUBJECT = re.compile(
+    r"\b(?:(?:press|news) release|op-?ed|editorial|transcript|pressemitteilung|communiqué de presse|"
+    r"comunicato stampa|(?:nota|comunicado) de prensa|persbericht)\b",
+    re.I,
+)
 _SIGNED_NAME = re.compile(r"[-~–—]?\s?[A-Z][a-zà-ÿ][\w'’.-]*(?: [A-Z][\w'’.-]*){0,2}[.,!]?$")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 _HEADING = re.compile(r"[A-Z0-9][^.?!:]{5,90}$")
@@ -98,20 +145,29 @@ def find_pasted(
     if len(text) < 4 * MIN_WORDS or len(text.split()) < MIN_WORDS:
         return named
     paragraphs = _paragraphs(lines, own)
-    cue = _first_cue(text)
+    cue = _first_cue(text, 1 if _PRESS_SUBJECT.search(subject[:200]) else _MIN_SAID)
     found: int | None
     if cue is not None:
         found = _after_own_paragraphs(lines, own, paragraphs, text.count("\n", 0, cue), owner_names(sender))
     else:
         found = _introduced_passage(lines, own, paragraphs, subject)
-    if found is None or (named is not None and named < found):
-        return named
-    return found
+    starts = [named, found]
+    if any(hint in text for hint in _ANNOUNCE_HINTS):
+        starts.append(_announced(lines, own, paragraphs))
+    if any(rule in text for rule in _RULES):
+        starts.append(_below_signature(lines, own))
+    if "\t" in text or " " * _SET_IN_COLUMNS in text:
+        starts.append(_set_in(lines, own, paragraphs))
+    return min((start for start in starts if start is not None), default=None)
 
 
-def _first_cue(text: str) -> int | None:
-    """Return where the first sign of a published or recorded text stands; None when there is none."""
-    cues = [found.start() for pattern in (_LABELLED, _PUBLISHED) if (found := pattern.search(text))]
+def _first_cue(text: str, min_said: int) -> int | None:
+    """Return where the first sign of a published or recorded text stands; None when there is none.
+
+    `min_said` reports of speech are enough without a label of the press.
+    """
+    patterns = (_LABELLED, _PUBLISHED) if any(hint in text for hint in _PUBLISHED_HINTS) else (_LABELLED,)
+    cues = [found.start() for pattern in patterns if (found := pattern.search(text))]
     speakers = [found.start() for found in _SPEAKER.finditer(text)]
     if speakers:
         turns = sorted(speakers + [found.start() for found in _QUESTION.finditer(text)])
@@ -123,14 +179,14 @@ def _first_cue(text: str) -> int | None:
     weak = [found.start() for pattern in (_BYLINE, _MASTHEAD, _DATELINE) if (found := pattern.search(text))]
     if weak and _person_share(text[min(weak) :]) < (_MOSTLY_IMPERSONAL if len(weak) > 1 else _IMPERSONAL):
         cues.append(min(weak))
-    if not cues and said >= _MIN_SAID:
+    if not cues and said >= min_said:
         start = 0
         for paragraph in _BLANK_LINES.split(text):
             if not _speaks(paragraph):
                 break
             start = text.index(paragraph, start) + len(paragraph)
         below = text[start:]
-        if len(_SAID.findall(below)) >= _MIN_SAID and _person_share(below) < _IMPERSONAL:
+        if len(_SAID.findall(below)) >= min_said and _person_share(below) < _IMPERSONAL:
             cues.append(len(text))
     return min(cues, default=None)
 
@@ -183,13 +239,16 @@ def _is_headline(line: str) -> bool:
 
 
 def _speaks(paragraph: str) -> bool:
-    """Tell whether a paragraph is said to a reader: a person in it, a salutation, or a colon at its end."""
+    """Tell whether a paragraph is said to a reader: a person, a salutation, a colon or "below" at its end."""
     text = paragraph.strip()
     if not text:
         return False
     salutation = len(text.split()) <= 4 and text[-1] in ",-:–—"
     return (
-        salutation or text.endswith((":", "...", "…")) or _PERSON.search(_SPEECH.sub(" ", text)) is not None
+        salutation
+        or text.endswith((":", "...", "…"))
+        or text[-20:].rstrip(_CLOSING_MARKS).endswith(_POINTS_DOWN)
+        or _PERSON.search(_SPEECH.sub(" ", text)) is not None
     )
 
 
@@ -211,6 +270,87 @@ def _introduced_passage(
             return start
         return None
     return None
+
+
+def _announced(lines: Sequence[str], own: Sequence[int], paragraphs: Sequence[tuple[int, int]]) -> int | None:
+    """Find what the author says to be another's text ("here is the text of the rule", "see excerpt below").
+
+    It begins below two blank lines, or with the first paragraph that speaks to nobody.
+    """
+    announced = False
+    for at, (start, end) in enumerate(paragraphs):
+        text = " ".join(lines[own[position]].strip() for position in range(start, end))[:_MAX_CHARS]
+        if announced:
+            apart = own[start] - own[paragraphs[at - 1][1] - 1] > 2
+            if apart or not (_speaks(text) or is_closing(lines[own[start]])):
+                below = sum(len(lines[own[position]].split()) for position in range(start, len(own)))
+                return start if below >= _MIN_ANNOUNCED_WORDS else None
+            continue
+        if at == 0 and _EXCERPT.match(text) and not _PERSON.search(text):
+            return start  # the heading of the excerpt is all that stands above it
+        announced = any(
+            not _AUTHOR.search(found["what"] or found["which"] or "") for found in _ANNOUNCES.finditer(text)
+        )
+    return None
+
+
+def _below_signature(lines: Sequence[str], own: Sequence[int]) -> int | None:
+    """Find a long rule directly below a closing and a name: what the author puts there was at hand."""
+    for position, index in enumerate(own):
+        if not _RULE_LINE.match(lines[index]):
+            continue
+        above = [lines[at].strip() for at in own[max(0, position - 6) : position] if lines[at].strip()][-2:]
+        named = len(above) == 2 and is_closing(above[0]) and len(above[1].split()) <= 3
+        if named or (above and is_closing(above[-1])):
+            below = [lines[at].strip() for at in own[position + 1 :] if lines[at].strip()]
+            enough = sum(len(line.split()) for line in below) >= _MIN_BELOW_RULE_WORDS
+            return position if enough and not _POSTSCRIPT.match(below[0]) else None
+    return None
+
+
+def _set_in(lines: Sequence[str], own: Sequence[int], paragraphs: Sequence[tuple[int, int]]) -> int | None:
+    """Find prose that is set in deeply below own lines, as web pages and wires are when they are pasted.
+
+    A list is set in too, but its lines do not run on; what the author sets in speaks to somebody.
+    """
+    text = [position for start, end in paragraphs for position in range(start, end)]
+    margins = [len(line) - len(line.lstrip()) for line in (lines[own[at]].expandtabs(8) for at in text)]
+    limit = min(margins, default=0) + _SET_IN_COLUMNS
+    deep_left = sum(margin >= limit for margin in margins)
+    lines_left = len(margins)
+    at = 0
+    for start, end in paragraphs:
+        deep = sum(margin >= limit for margin in margins[at : at + end - start])
+        if deep_left < _MIN_SET_IN_LINES:
+            return None
+        if at and deep and 2 * deep_left >= lines_left:
+            block = [lines[own[position]].strip() for position in text[at:]]
+            runs_on = sum(
+                below[0].islower() and above[-1] not in ".:;" for above, below in pairwise(block)
+            ) / len(block)
+            return start if runs_on >= 0.5 and _person_share(" ".join(block)) < _MOSTLY_IMPERSONAL else None
+        at += end - start
+        deep_left -= deep
+        lines_left -= end - start
+    return None
+
+
+def is_quotation(text: str, min_words: int) -> bool:
+    """Tell whether fewer than `min_words` words stand outside of long passages in quotation marks."""
+    first = _QUOTATION_MARK.search(text)
+    if first is None or len(text[: first.start()].split()) >= min_words:
+        return False
+    return len(_QUOTATION.sub(_without_long, text).split()) < min_words
+
+
+def _without_long(quotation: re.Match[str]) -> str:
+    return " " if len(quotation.group()) >= _LONG_QUOTATION_CHARS else quotation.group()
+
+
+_QUOTATION_MARK = re.compile('["“]')
+_QUOTATION = re.compile(r"\"[^\"]*\"|“[^“”]*”")
+# A shorter one is a title or a saying that the author's sentence holds.
+_LONG_QUOTATION_CHARS = 100
 
 
 def _salutation_to_author(lines: Sequence[str], own: Sequence[int], sender: str) -> int | None:

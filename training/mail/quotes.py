@@ -65,6 +65,8 @@ class QuoteSplit:
 MAX_ANSWERED_CHARS = 12_000
 # Lines a header block may span: "To:" lists of two hundred people exist.
 _MAX_HEADER_LINES = 500
+# A line that a client wrapped is at least that long.
+_MIN_WRAPPED = 60
 # quotequail is quadratic in places; ambiguous mail is short or not worth keeping.
 _MAX_SECOND_OPINION_CHARS = 20_000
 
@@ -194,6 +196,9 @@ def split_quotes(text: str, *, subject: str = "", _nested: bool = False) -> Quot
                 i += 1
                 continue
             end, unsure = _quoted_run(lines, i, quoted)
+            if own and own[-1] == i - 1 and _runs_into_quote(lines, own):
+                own.pop()
+                i -= 1
             split.cuts.append(("quote", i, end))
             split.ambiguous |= unsure
             split.kind = split.kind or QuoteKind.REPLY
@@ -294,7 +299,7 @@ def _quoted_run(lines: Sequence[str], start: int, quoted: list[str]) -> tuple[in
         if not line or index + 1 >= count or not lines[index + 1].lstrip().startswith(">"):
             break
         above = lines[index - 1].rstrip()
-        if len(above) < 60 or len(line) > 50 or not above.lstrip().startswith(">"):
+        if len(above) < _MIN_WRAPPED or len(line) > 50 or not above.lstrip().startswith(">"):
             break
         if above[-1] in ".?!:" and not line[0].islower():
             break  # a short answer below a finished question
@@ -302,6 +307,15 @@ def _quoted_run(lines: Sequence[str], start: int, quoted: list[str]) -> tuple[in
         quoted.append(line)
         index += 1
     return index, unsure
+
+
+def _runs_into_quote(lines: Sequence[str], own: Sequence[int]) -> bool:
+    """Tell whether the last own line is the first of the quote below it: a client wrapped that line.
+
+    It is as long as a client makes lines, ends within a sentence, and is all that stands above the quote.
+    """
+    line = lines[own[-1]].strip()
+    return len(line) >= _MIN_WRAPPED and line[-1] not in ".?!:;,)…" and not own_has_words(lines, own[:-1])
 
 
 def _indented(line: str) -> bool:

@@ -84,12 +84,15 @@ _LIST_FOOTER = re.compile(
 )
 # A real rule, or what OCR makes of one ("'=", ";;;;", "~~~").
 _ATTACHMENT = re.compile(
-    r"[=;:~_*\-#.' ]{4,80}\s?ATT ?ACH|ATT CREATION TIME/DATE|=+ ?END ATTACHMENT|\[ATTACHMENT\.[A-Z]"
+    r"[=;:~_*\-#.' ]{4,80}\s?ATT ?ACH|={6,80}\s?ATT?A?C?$|ATT CREATION TIME/DATE"
+    r"|=+ ?END ATTACHMENT|\[ATTACHMENT\.[A-Z]"
 )
 _ATTACHMENT_LINE = re.compile(
-    r"\s{0,10}(?:<{1,2} ?(?:File|OLE Object|Microsoft \w+)\s?:.{0,200}>{1,2}|\(See attached file: .{1,300}\)"
+    r"\s{0,10}(?:<{1,2} ?(?:File|OLE Object|Microsoft \w+)\s?:.{0,200}>{1,2}"
+    r"|<<[^<>@:/]{1,120}\.\w{2,5} ?>>|\(See attached file: .{1,300}\)"
     r"|\(Embedded image moved .{0,200}\)|\[(?:IMAGE|image|cid|inline image)[^\]]{0,200}\]|"
-    r"- \S.{0,80}\.(?:doc|xls|ppt|pdf|jpg|gif|zip|txt|wpd|rtf|tif|vcf|htm|exe)x?)\s{0,10}$",
+    r"- \S.{0,80}\.(?:docx?|xlsx?|pptx?|pps|pdf|jpe?g|gif|png|bmp|tiff?|zip|txt|csv|wpd|rtf|vcf|html?|exe|"
+    r"msg|eml|dat|mpe?g|mp[34]|avi|mov|wav|wmv))\s{0,10}$",
     re.I,
 )
 # What an archive printed on the page: the record sheet of the next mail, to the end of the text. Scanners put
@@ -101,8 +104,9 @@ _ARCHIVE_STAMP = re.compile(
 )
 # Its stamps in the middle: the text goes on after the page break.
 _PAGE_STAMP = re.compile(
-    r"\W{0,12}(?:\w{0,3}\W{1,4})?(?:A.?MS|Automated Records)\s(?:E.?mail|Management) System\b.{0,90}$"
-    r"|[^\w\n]{0,90}Page \d{1,3} ?of ?\d{1,3}$|Clinton Library Photocopy$"
+    r"\W{0,12}(?:\w{0,3}\W{1,4})?(?:A.?MS|Automated Records)\s{1,9}(?:E.?mail|Management) System\b.{0,160}$"
+    r"|[^\w\n]{0,90}Page [\dIlO]{1,3} ?of ?[\dIlO]{1,3}$"
+    r"|\W{0,12}\w{1,2}\s{20,160}Page [\dIlO]{1,3} ?of ?[\dIlO]{1,3}$|Clinton Library Photocopy$"
     r"|Message Creation Date was at\s.{0,40}$|DETERMINED TO BE AN$|ADMINISTRATIVE MARKING$"
 )
 _RULE = re.compile(r"[-_=*~+#]{5,}$")
@@ -167,7 +171,7 @@ def count_kept(lines: Sequence[str], own: Sequence[int]) -> tuple[int, str]:
 def _footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: str) -> str:
     """Return the kind of footer that starts at an own line and runs to the end, or ""."""
     head = line[:200]
-    if "ATT" in head and _ATTACHMENT.match(head):
+    if "AT" in head and _ATTACHMENT.match(head):
         return "attachment"
     if _ARCHIVE_STAMP.match(head):
         return "archive stamp"
