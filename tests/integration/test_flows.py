@@ -272,6 +272,8 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> Questions:
         return answer if found.says is None else Generated(text=found.says, stopped=True)
 
     monkeypatch.setattr(LlamaCppServing, "generate", spied)
+    # One after another, so that a test can say before which answer something happens.
+    monkeypatch.setattr("serving.engines.MOST_LANES", 1)
     return found
 
 
