@@ -45,9 +45,10 @@ class SpecificityLimits(_Section):
     """The lower bound of S must be above it, nat per token (P)."""
     min_best_share: float = Field(default=0.60, ge=0, le=1)
     """R (P; chance is 0.20 with three references)."""
-    min_own_minus_reference: float = Field(default=0.40, ge=0)
-    """Skill on own mail minus skill on the references' mail, nat per token (C: 0.47 to 2.37 for own adapters,
-    0.04 to 0.36 and once 0.55 for strangers', whose real mail is nearer to a person's than the personas')."""
+    min_own_minus_reference: float = Field(default=0.60, ge=0)
+    """Skill on own mail minus skill on the references' mail, nat per token (C: 0.63 to 2.37 for own adapters
+    of people with more than 100 mails, 0.47 and 0.49 with 63; 0.03 to 0.55 for strangers', whose real mail is
+    nearer to a person's than the personas')."""
     references: int = Field(default=4, ge=0)
     """How many personas of the panel are compared with, the first in order; an adapter is trained for each,
     once per base and machine. 0: specificity is not measured (P has three, the repository carries four)."""
@@ -58,7 +59,7 @@ class VoiceLimits(_Section):
 
     min_value: float = Field(default=0.50, ge=0, le=1)
     """V, between the base (0) and the person (1) (P; C: 0.57 to 1.09 for own adapters of people with more
-    than 100 mails, 0.15 to 0.64 for strangers': it tells the base from a person, and hardly one person from
+    than 100 mails, 0.15 to 0.65 for strangers': it tells the base from a person, and hardly one person from
     another)."""
     max_loss_to_current: float = Field(default=0.05, ge=0)
     """How much lower V may be than the adapter in use has it (P)."""
@@ -72,8 +73,8 @@ class StyleLimits(_Section):
     """Metric 4: the style profile."""
 
     min_gap_closed: float = Field(default=0.30, ge=0, le=1)
-    """W, the share of the way from the base to the person (C: 0.30 to 0.76 for own adapters, 0.05 with 63
-    mails; -0.67 to 0.16 and once 0.45 for strangers')."""
+    """W, the share of the way from the base to the person (C: 0.23 to 0.76 for own adapters, 0.05 and -0.34
+    with 63 mails; -0.89 to 0.18 and 0.42 and 0.45 once each for strangers')."""
     max_loss_to_current: float = Field(default=0.03, ge=0)
     """How much farther than the adapter in use (P)."""
     min_gap: float = Field(default=0.08, gt=0)
@@ -93,10 +94,10 @@ class HarmLimits(_Section):
     max_copies: int = Field(default=1, ge=0)
     """Outputs with 12 copied words in a row, of 24 (P); fewer outputs have it in proportion."""
     max_overfit_gap: float = Field(default=1.0, ge=0)
-    """Nat per token beyond the base's own gap (C: 0.25 to 0.75 for seven own adapters, 2.4 to 5.2 for
+    """Nat per token beyond the base's own gap (C: 0.21 to 0.79 for own adapters, 2.4 to 5.2 for
     adapters that know their training mail by heart)."""
     max_membership_auc: float = Field(default=0.98, ge=0.5, le=1)
-    """C: 0.61 to 0.84 for own adapters on six real mailboxes, 0.96 where mails are much alike, 1.00 for those
+    """C: 0.58 to 0.85 for own adapters on real mailboxes, 0.96 where mails are much alike, 1.00 for those
     that know their training mail by heart: how well single mails are told depends on how much mails differ,
     so the overfit gap is the finer measure. Published for LoRA at three epochs: 0.775; P had 0.70."""
     max_recall_loss: float = Field(default=0.05, ge=0)
@@ -105,8 +106,8 @@ class HarmLimits(_Section):
     min_facts: int = Field(default=20, ge=1)
     """Facts in the prompts below which recall is shown and decides nothing (C)."""
     min_stop_share: float = Field(default=0.90, ge=0, le=1)
-    """C: 0.92 to 1.00 for own adapters, 0.79 where own mails are longer than `max_tokens`, which lowers the
-    limit, and 0.25 to 0.46 for the base. P's 0.95 would refuse an adapter that mostly ends 23 of 24 once in
+    """C: 0.92 to 1.00 for own adapters, 0.79 and 0.88 where own mails are longer than `max_tokens`, which
+    lowers the limit, and 0.25 to 0.46 for the base. P's 0.95 would refuse an adapter that mostly ends 23 of 24 once in
     four runs."""
     max_repeats: int = Field(default=3, ge=1)
     """Times that one 4-gram may come in one output (P)."""

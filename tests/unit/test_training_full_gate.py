@@ -24,7 +24,7 @@ from training.voice import VoiceMeasure
 CONFIG = GateConfig()
 SKILL = Skill(mean=0.5, lower=0.4, upper=0.6, spread=0.25, mails=25, threads=20)
 SPECIFICITY = Specificity(
-    margin=0.3, lower=0.2, best_share=0.8, chance=0.2, own_minus_reference=0.5, references=3, mails=25
+    margin=0.3, lower=0.2, best_share=0.8, chance=0.2, own_minus_reference=0.7, references=3, mails=25
 )
 VOICE = VoiceMeasure(own_mails=80, floor=0.2, ceiling=0.7, candidate=0.6, outputs=24)
 STYLE = StyleMeasure(
