@@ -107,8 +107,8 @@ class HarmLimits(_Section):
     """Facts in the prompts below which recall is shown and decides nothing (C)."""
     min_stop_share: float = Field(default=0.90, ge=0, le=1)
     """C: 0.92 to 1.00 for own adapters, 0.79 and 0.88 where own mails are longer than `max_tokens`, which
-    lowers the limit, and 0.25 to 0.46 for the base. P's 0.95 would refuse an adapter that mostly ends 23 of 24 once in
-    four runs."""
+    lowers the limit, and 0.25 to 0.46 for the base. P's 0.95 would refuse an adapter that mostly ends 23 of
+    24 once in four runs."""
     max_repeats: int = Field(default=3, ge=1)
     """Times that one 4-gram may come in one output (P)."""
     max_repeating: int = Field(default=2, ge=0)
