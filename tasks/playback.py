@@ -21,7 +21,7 @@ from store import jobs
 from tasks.answer_cache import AnswerCache, open_answers
 from tasks.progress import show_progress
 from tasks.publish import SERVING_DELAYS
-from tasks.side_by_side import Look, side_by_side
+from tasks.side_by_side import LOOK_EVERY_S, Look, side_by_side
 from tasks.stages import stop_if_cancelled
 from tasks.tools import database, serving, settings
 from training.config import TrainConfig
@@ -41,8 +41,6 @@ T = TypeVar("T")
 
 SPAN = STAGE_PROGRESS[Stage.TRAIN] - STAGE_PROGRESS[Stage.PREPARE] - 1
 """Percent of the job's progress that the answers fill."""
-LOOK_EVERY_S = 1.0
-"""How often the row is asked for a cancel and told the progress: answers may come faster than that."""
 MOST_REFUSED = 5
 """Mails in a row that the engine may refuse; then it is not the mails."""
 
@@ -151,7 +149,7 @@ class _Progress:
         self._looked_at = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
+        now = time.monotonic()  # answers may come faster than the row need be asked and told
         if now - self._looked_at < LOOK_EVERY_S and done < total:
             return
         self._looked_at = now

@@ -94,7 +94,7 @@ class RunState:
         self._random = random_state()
         self.early.restore(saved["early"])
         if self.average is not None:
-            self.average.restore(saved["average"])
+            self.average.mean = saved["average"]
         self.losses = list(saved["losses"])
         self.step, self.tokens, self.seconds = int(saved["step"]), saved["tokens"], saved["seconds"]
         self.device_seconds = saved.get("device_seconds", self.seconds)
@@ -113,7 +113,7 @@ class RunState:
                     "optimiser": optimiser.state_dict(),
                     "random_state": self._random,
                     "early": self.early.state(),
-                    "average": None if self.average is None else self.average.state(),
+                    "average": None if self.average is None else self.average.mean,
                     "losses": self.losses,
                     "tokens": self.tokens,
                     "seconds": self.seconds + session_seconds,

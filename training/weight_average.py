@@ -7,8 +7,6 @@ arXiv 1803.05407; LAWA, Kaddour 2022, arXiv 2209.14981). Where it is not, the va
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 
@@ -19,24 +17,15 @@ class WeightAverage:
     def __init__(self, begin: int) -> None:
         """`begin`: the steps before the first that counts."""
         self.begin = begin
-        self.count = 0
-        """Steps in the mean."""
         self.mean: torch.Tensor | None = None
+        """What a checkpoint must hold to go on."""
 
     @torch.no_grad()
     def add(self, step: int, master: torch.Tensor) -> None:
-        """Take in the weights after `step` steps."""
+        """Take in the weights after `step` steps; every step comes once, in order."""
         if step <= self.begin:
             return
-        self.count += 1
         if self.mean is None:
             self.mean = master.detach().clone()
         else:
-            self.mean.lerp_(master.detach(), 1 / self.count)
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold to go on from here."""
-        return {"count": self.count, "mean": self.mean}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.count, self.mean = int(state["count"]), state["mean"]
+            self.mean.lerp_(master.detach(), 1 / (step - self.begin))

@@ -16,6 +16,7 @@ import torch
 from tests.bases import tiny_base, tiny_examples
 from training import run
 from training.config import LoraConfig, TrainConfig
+from training.early_stop import EarlyStop
 from training.errors import TrainingCancelled, TrainingDiverged
 from training.evaluate import held_out_losses, losses_of_saved_adapter
 from training.export import sha256_of
@@ -82,6 +83,10 @@ def cut_at(step: int) -> Callable[[TrainingProgress], None]:
             raise PowerCut
 
     return on_progress
+
+
+def cut_after_training(_: Any) -> None:
+    raise PowerCut
 
 
 @pytest.mark.usefixtures("best_after_two_epochs")
@@ -183,11 +188,8 @@ def test_a_bf16_run_that_was_cut_off_looks_at_the_same_losses(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("best_after_two_epochs")
 def test_a_run_that_died_after_its_early_stop_only_saves_again(base: LoadedBase, tmp_path: Path) -> None:
-    def die(_: Any) -> None:
-        raise PowerCut
-
     with pytest.raises(PowerCut):
-        train_adapter(STOPS, MAILS, base, tmp_path, after_training=die)
+        train_adapter(STOPS, MAILS, base, tmp_path, after_training=cut_after_training)
     seen: list[TrainingProgress] = []
     again = train_adapter(STOPS, MAILS, base, tmp_path, on_progress=seen.append)
     whole = train_adapter(STOPS, MAILS, base, tmp_path / "whole")
@@ -261,8 +263,8 @@ FIRST_IN_MEAN = STEPS // 4 + 1
 
 
 @pytest.fixture
-def mean_is_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step is as good as the one before it but a little; what is looked at last is the best."""
+def mean_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every look better than the one before it: the mean is looked at last, so it is the best."""
     looks: list[float] = []
 
     def falling(model: Any, *_: Any) -> float:
@@ -330,12 +332,12 @@ def test_a_mean_that_is_worse_than_a_step_changes_nothing(
 def test_a_run_that_was_cut_off_ends_with_the_same_mean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
-    real = run.validation_loss
-    # The mean alone is measured as better than it is: which weights are looked at tells them apart.
+    real = EarlyStop.look_at_mean
+    # Which weights are saved tells two means apart, so the mean must be what is saved.
     monkeypatch.setattr(
-        run.Run,
+        EarlyStop,
         "look_at_mean",
-        lambda self, look=run.Run.look_at_mean: _favoured(self, look, monkeypatch, real),
+        lambda self, step, begin, nll, mean: real(self, step, begin, nll - 5, mean),
     )
     whole = train_adapter(AVERAGES, MAILS, tiny_base(), tmp_path / "whole")
     with pytest.raises(PowerCut):
@@ -346,19 +348,10 @@ def test_a_run_that_was_cut_off_ends_with_the_same_mean(
     assert (digest(resumed), resumed.stop_reason) == (digest(whole), whole.stop_reason)
 
 
-def _favoured(self: run.Run, look: Any, monkeypatch: pytest.MonkeyPatch, real: Any) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "validation_loss", lambda *a: real(*a) - 5)
-        look(self)
-
-
 @pytest.mark.usefixtures("mean_is_best")
 def test_a_run_that_died_after_its_mean_was_kept_saves_it_again(base: LoadedBase, tmp_path: Path) -> None:
-    def die(_: Any) -> None:
-        raise PowerCut
-
     with pytest.raises(PowerCut):
-        train_adapter(AVERAGES, MAILS, base, tmp_path, after_training=die)
+        train_adapter(AVERAGES, MAILS, base, tmp_path, after_training=cut_after_training)
     again = train_adapter(AVERAGES, MAILS, base, tmp_path)
     assert (again.resumed_from_step, again.averaged_from) == (STEPS, FIRST_IN_MEAN - 1)
     assert f"mean of the weights of steps {FIRST_IN_MEAN} to {STEPS}" in again.stop_reason

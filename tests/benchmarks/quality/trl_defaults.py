@@ -1,8 +1,9 @@
 """TRL's SFTTrainer with PEFT as its user would run it: every default of both, loss on the reply alone.
 
 What is not a default: completion_only_loss, the length limit of the comparison, and what changes the adapter
-by rounding only, to be done in an evening: CPU, eager attention, the 8 mails of a step two at a time, no
-recomputed activations, no saving on the way, no printing.
+by rounding only, to be done in an evening: CPU, eager attention, the 8 mails of a step two at a time (david
+3.044 nat on held-out mail, 3.039 with the defaults' attention and batch), no recomputed activations, no
+saving on the way, no printing.
 """
 
 from __future__ import annotations
