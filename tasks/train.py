@@ -43,6 +43,7 @@ from training.config import TrainConfig, parse_train_config
 from training.dataset import ChatTemplate, encode, from_jsonl
 from training.errors import ConfigError, OwnvoiceError, StorageError, TrainingCancelled
 from training.panel_file import PanelMember, from_panel_jsonl
+from training.precision import settle_precision
 from training.schemas import CohortResult, JobSpec, MeasuredLosses, TrainingProgress, TrainingResult
 from training.start_adapter import WEIGHTS_FILE, digest_of
 
@@ -93,12 +94,13 @@ def _train(folder: JobFolder, started: float) -> None:
     """Do one job, in event order: read, load the base, train, measure, convert, write back."""
     # Imported here: loading this module must stay quick, and these cost seconds.
     from training import lora
+    from training.device import best_device
     from training.export import export_gguf
     from training.measure import choose_mail, measure_losses
     from training.recipe import describe_recipe
 
     spec = JobSpec.model_validate(folder.read_json(SPEC))
-    config = parse_train_config(spec.train_config)
+    config = settle_precision(parse_train_config(spec.train_config), best_device().type)
     report = _Reporter(folder, started)
     report.phase("load")
     dataset, held_out = folder.read_text(DATASET), folder.read_text(HELD_OUT)

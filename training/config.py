@@ -149,7 +149,9 @@ class TrainConfig(_Config):
     ragged and no mail ever sees another one either way."""
     neftune_noise_alpha: float = 0
     """Refused unless 0: NEFTune (Jain et al. 2023) is off."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16, or fp32 on a processor that would have to emulate it (training/precision.py); settled on
+    the machine that trains and recorded in the recipe."""
     quantise: Literal["none", "nf4"] = "none"
     """`nf4`: 4-bit base weights by bitsandbytes (QLoRA, Dettmers et al. 2023); for bases that do not fit."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"

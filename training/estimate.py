@@ -14,6 +14,7 @@ from typing import Any
 
 from training.base_models import BaseModel
 from training.config import NOT_IN_RECIPE, RETIRED, TrainConfig
+from training.precision import processor_has_bf16
 from training.schemas import Estimate, Example, Job, MeasuredRun
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -22,6 +23,9 @@ TEMPLATE_TOKENS = 36
 """System message and chat markup that every prompt carries."""
 FIXED_SECONDS = 25.0
 """First guess: imports, base load, held-out losses and export (measured on 2 CPU cores)."""
+FP32_SHARE = 0.25
+"""First guess: what is left of a processor's rate without bfloat16 instructions. Guessed for this machine's
+processor, which is the one that trains in the local stack."""
 NEWEST_RUNS = 5
 _SAME_VOICE = NOT_IN_RECIPE | RETIRED | {"base_model", "data", "mode", "seed"}
 """Fields of a preset that change neither the speed of training nor when it ends."""
@@ -51,7 +55,8 @@ def rates_of(base: BaseModel, config: TrainConfig, device: str, runs: Sequence[M
     chosen = (own or list(runs))[:NEWEST_RUNS]
     if not chosen:
         on_gpu = device and not device.startswith("cpu")
-        return Rates(base.gpu_tokens_per_second if on_gpu else base.cpu_tokens_per_second, device=device)
+        on_cpu = base.cpu_tokens_per_second * (1.0 if processor_has_bf16() else FP32_SHARE)
+        return Rates(base.gpu_tokens_per_second if on_gpu else on_cpu, device=device)
     loads = [run.load_seconds for run in chosen if run.load_seconds > 0]
     whole = [run for run in chosen if run.config.get("max_steps") is None and run.config.get("epochs")]
     return Rates(

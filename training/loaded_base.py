@@ -14,6 +14,7 @@ from training.architectures import refuse_unproven
 from training.config import TrainConfig
 from training.errors import ConfigError
 from training.memory import MemoryPlan, choose_gpus, fit_memory, weights_per_gpu
+from training.precision import settle_precision
 from training.speed_up import restore_forwards
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def load_base(info: base_models.BaseModel, cache: Path, config: TrainConfig) -> 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     on = device.best_device()
+    config = settle_precision(config, on.type)
     free = device.free_bytes(on)
     plan = plan_on(info, config, on, free)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32

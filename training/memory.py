@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training.config import TrainConfig
 from training.errors import NotEnoughMemory
+from training.precision import settle_precision
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight: 4 bits, an 8-bit constant per 64 weights, a 32-bit one per 256 of those (double quantisation:
@@ -133,7 +134,7 @@ def plan_memory(
     """
     longest = min(config.max_seq_tokens, longest_tokens or config.max_seq_tokens)
     tokens = max(config.batch_tokens, longest)  # an example longer than the budget is a batch of its own
-    number = 2 if config.precision == "bf16" else 4
+    number = 2 if settle_precision(config, kind).precision == "bf16" else 4
     linear = NF4_BYTES if config.quantise == "nf4" else number
     weights = dimensions.linear_parameters * linear + dimensions.other_parameters * number
     layer = tokens * _layer_bytes_per_token(dimensions, config, kind, number, longest)
