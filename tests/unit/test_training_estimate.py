@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+import training.estimate
 from tests.bases import tiny_base_model
 from training.config import TrainConfig
 from training.estimate import (
     CHARACTERS_PER_TOKEN,
     FIXED_SECONDS,
+    FP32_SHARE,
     TEMPLATE_TOKENS,
     Rates,
     characters_of,
@@ -84,10 +86,20 @@ def test_no_examples_cost_the_fixed_part_only() -> None:
     assert estimate_training([], CONFIG, at_rate(500), 0.0).seconds == FIXED_SECONDS
 
 
-@pytest.mark.parametrize(("device", "rate"), [("", 500), (CPU, 500), ("NVIDIA L4", 9000)])
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "rate"),
+    [
+        ("", True, 500),
+        (CPU, True, 500),
+        ("", False, 500 * FP32_SHARE),
+        (CPU, False, 500 * FP32_SHARE),
+        ("NVIDIA L4", False, 9000),
+    ],
+)
 def test_before_the_first_training_the_kind_of_the_last_device_decides_the_guess(
-    device: str, rate: float
+    monkeypatch: pytest.MonkeyPatch, device: str, has_bf16: bool, rate: float
 ) -> None:
+    monkeypatch.setattr(training.estimate, "processor_has_bf16", lambda: has_bf16)
     rates = rates_of(BASE, CONFIG, device, [])
     assert (rates.tokens_per_second, rates.fixed_seconds, rates.runs) == (rate, FIXED_SECONDS, 0)
 
