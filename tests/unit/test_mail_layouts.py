@@ -330,3 +330,27 @@ def test_quoted_printable_leftovers_are_decoded_and_formulas_are_not(raw: str, t
 )
 def test_legal_phone_and_list_footers_are_cut(footer: str) -> None:
     assert explained(f"{OWN}\n\nBest,\nAnna\n\n{footer}\n").own_words == f"{OWN}\n\nBest,\nAnna"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "ET & S Business Intelligence\nFrom: Lorna Brandt on 02/28/2000 02:50 PM",
+        '"Word of the Day Confirmation from the List Manager" \n<list-301289Q@example.com> on 05/10/2001 03:51 PM',
+        "Bruno N. Reeve   .\n12/07/98 03:13:42 PM",
+        "cynthia A. Roth\n12/08/98 04:19:33 PM",
+    ],
+)
+def test_who_is_quoted_goes_with_the_header_of_the_quote(head: str) -> None:
+    quoted = f"{head}\nTo: Drew Falk/ET&S/Firm@FIRM\ncc:\nSubject: Storage\n\nOther words."
+    assert explained(f"{OWN}\n\n\n{quoted}").own_words == OWN
+
+
+def test_the_authors_name_above_a_quoted_header_stays() -> None:
+    quoted = "From: Lorna Brandt on 02/28/2000 02:50 PM\nTo: Drew Falk\ncc:\nSubject: Storage\n\nOther words."
+    assert explained(f"{OWN}\n\n\nDrew Falk\n{quoted}").own_words == f"{OWN}\n\n\nDrew Falk"
+
+
+def test_a_task_of_a_calendar_program_is_no_mail() -> None:
+    body = f"\tTASK ASSIGNMENT\n\nTask Priority:\t\t1\nTask Due On:\t\t\nTask Start Date:\t\n\n{OWN}"
+    assert explained(body).drop_reason is DropReason.MACHINE

@@ -58,6 +58,18 @@ def test_an_article_alone_is_a_forward_without_own_words(name: str) -> None:
     assert explained(f"FYI.\n\n{PASTED[name]}").drop_reason is DropReason.FORWARD_ONLY
 
 
+def test_a_short_transcript_alone_is_no_own_mail() -> None:
+    body = "Q    Will the crane stay there?\n\n   MR. OHM:  Yes, as I understand it.\n\nBrilliant!"
+    assert explained(body).drop_reason is DropReason.FORWARD_ONLY
+
+
+@pytest.mark.parametrize(
+    "remark", ["Note however, that the board still objects.", "Also, here's the release."]
+)
+def test_a_remark_above_an_article_is_the_authors(remark: str) -> None:
+    assert explained(f"{INTRO}\n\n{remark}\n\n{PASTED['copyright']}").own_words == f"{INTRO}\n\n{remark}"
+
+
 def test_a_headline_directly_under_the_sign_off_goes_with_its_article() -> None:
     headline = "Old crane stays in Wexmouth\nBy Mina Varga and Jo Lund\nStaff Writers"
     body = f"{INTRO}\nBest,\nAnna\n{headline}\n\n{STORY}"

@@ -3,11 +3,14 @@
     headers      auto-replies, bounces, calendar, lists, machine mail, mail that the AI drafted
     decode       HTML to text, line ends, quoted-printable and charset leftovers
     quotes       own lines and the message they answer
+    archive      page stamps, redaction codes and a scanner's dirt
     signatures   signatures, phone footers, disclaimers, attachment markers, noise
     pasted       articles, releases, transcripts and mails that stand below own words without a mark
+    introduced   what the author says to be somebody else's, questions that are answered, documents
+    quotations   long passages in quotation marks
     tails        last lines that the mailbox repeats in 30 % of its mails or more
     machine      a mailbox that a program wrote
-    signed       mails that end in a name which is not the author's, forwards without a header
+    authorship   mails that somebody else wrote: their name under it or in the subject, bare forwards
     length       too short, too long
     language     mails outside the mailbox's main languages
     duplicates   near-duplicates of an earlier mail
@@ -25,8 +28,19 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import accumulate
 
+from training.mail import (
+    archive,
+    authorship,
+    introduced,
+    paragraphs,
+    pasted,
+    quotations,
+    quotes,
+    secrets,
+    signatures,
+    subjects,
+)
 from training.mail import languages as language_names
-from training.mail import paragraphs, pasted, quotes, secrets, signatures, subjects
 from training.mail.decode import decode_body
 from training.mail.duplicates import find_near_duplicates
 from training.mail.filters import (
@@ -35,7 +49,7 @@ from training.mail.filters import (
     looks_machine_written,
     template_of,
 )
-from training.mail.quotes import Cut, QuoteKind, QuoteSplit
+from training.mail.quotes import Cut, Hole, QuoteKind, QuoteSplit
 from training.mail.signatures import Tail
 from training.schemas import DropReason, Mail
 
@@ -145,8 +159,8 @@ def clean_mailbox(
             drop_of[mail.id] = DropReason.MACHINE
         else:
             kept.append((mail, text))
-    doubtful = pasted.find_doubtful(
-        [pasted.Signed(text.own_words, mail.sender, text.is_bare_forward) for mail, text in kept]
+    doubtful = authorship.find_doubtful(
+        [authorship.Signed(text.own_words, mail.sender, text.is_bare_forward) for mail, text in kept]
     )
     for at in doubtful:
         drop_of[kept[at][0].id] = DropReason.UNCLEAR_QUOTE
@@ -237,17 +251,41 @@ def _separate(mail: Mail) -> _Separated:
         html_split = quotes.split_quotes(html_text, subject=mail.subject)
         if html_text.strip() and not _is_unclear(html_split, html_text):
             text, split, unclear = html_text, html_split, False
-    stamps = signatures.find_page_stamps(text, split.lines, split.own)
-    if stamps:
-        split.own = [index for index in split.own if index not in stamps]
-        split.cuts += [("archive stamp", index, index + 1) for index in stamps]
     _cut_after(split, *signatures.count_kept(split.lines, split.own))
+    marks, parts = archive.find_marks(text, split.lines, split.own, mail.sender)
+    if marks:
+        _cut_lines(split, marks, "archive stamp")
+        _cut_after(split, *signatures.count_kept(split.lines, split.own))
+    split.holes += [
+        Hole((index, start), (index, end), "archive stamp", " ")
+        for index, columns in parts.items()
+        for start, end in columns
+    ]
     if drop is None and not unclear:
-        kept = pasted.find_pasted(split.lines, split.own, subject=mail.subject, sender=mail.sender)
-        if kept is not None:
-            _cut_after(split, kept, "pasted")
-            split.kind = split.kind or QuoteKind.FORWARD
+        _cut_words_of_others(split, mail)
     return _Separated(mail, text, split, drop, unclear)
+
+
+def _cut_words_of_others(split: QuoteSplit, mail: Mail) -> None:
+    """Cut what no client marked: pasted text, what the author introduces as another's, long quotations."""
+    kept = pasted.find_pasted(split.lines, split.own, subject=mail.subject, sender=mail.sender)
+    if kept is not None:
+        _cut_after(split, kept, "pasted")
+        split.kind = split.kind or QuoteKind.FORWARD
+    runs = introduced.find_introduced(split.lines, split.own, subject=mail.subject, sender=mail.sender)
+    if runs:
+        _cut_lines(split, {split.own[at] for start, end in runs for at in range(start, end)}, "introduced")
+        split.kind = split.kind or QuoteKind.FORWARD
+    asked = introduced.find_questions(split.lines, split.own, subject=mail.subject)
+    split.holes += [Hole(start, end, "introduced") for start, end in asked]
+    quoted, holes = quotations.find_quotations(split.lines, split.own)
+    _cut_lines(split, quoted, "quotation")
+    taken = {hole.start[0] for hole in split.holes}
+    split.holes += [
+        Hole(start, end, "quotation", quotations.MARK)
+        for start, end in holes
+        if taken.isdisjoint(range(start[0], end[0] + 1))
+    ]
 
 
 def _is_unclear(split: QuoteSplit, text: str) -> bool:
@@ -260,11 +298,23 @@ def _is_unclear(split: QuoteSplit, text: str) -> bool:
 
 
 def _cut_after(split: QuoteSplit, kept: int, reason: str) -> None:
-    """Cut all own lines from number `kept` on, as one span per run of neighbouring lines."""
-    removed = split.own[kept:]
+    """Cut all own lines from number `kept` on."""
+    if reason:
+        _note_cut(split, split.own[kept:], reason)
     del split.own[kept:]
+
+
+def _cut_lines(split: QuoteSplit, removed: set[int], reason: str) -> None:
+    """Cut own lines by their numbers, wherever they stand."""
+    if removed:
+        _note_cut(split, sorted(removed), reason)
+        split.own = [index for index in split.own if index not in removed]
+
+
+def _note_cut(split: QuoteSplit, removed: Sequence[int], reason: str) -> None:
+    """Note one cut per run of neighbouring lines that hold something."""
     runs: list[list[int]] = []
-    for index in removed if reason else ():
+    for index in removed:
         if runs and index == runs[-1][-1] + 1:
             runs[-1].append(index)
         else:
@@ -282,7 +332,7 @@ def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words:
         tailed = before < len(split.own)
         if tailed:
             _cut_after(split, before, "repeated tail")
-    own = paragraphs.unwrap(paragraphs.tidy(quotes.join_own(split.lines, split.own)))
+    own = paragraphs.unwrap(paragraphs.tidy(quotes.join_own(split.lines, split.own, split.holes)))
     words = len(own.split())
     drop = part.drop
     replaced = 0
@@ -334,11 +384,15 @@ def _drop_by_content(
             return DropReason.FORWARD_ONLY
         if part.split.kind is QuoteKind.REPLY and not any(map(str.isalnum, own)):
             return DropReason.QUOTE_ONLY
+        if any(reason == "quotation" for reason, *_ in part.split.cuts) or any(
+            hole.reason == "quotation" for hole in part.split.holes
+        ):
+            return DropReason.QUOTE_ONLY
         return DropReason.TOO_SHORT
     if looks_machine_written(own):
         return DropReason.MACHINE
-    if pasted.is_quotation(own, min_words):
-        return DropReason.QUOTE_ONLY
+    if authorship.is_somebody_elses(own, subject=part.mail.subject, sender=part.mail.sender):
+        return DropReason.UNCLEAR_QUOTE
     return None
 
 
@@ -352,19 +406,22 @@ def _answered_from_store(answered_text: str) -> str:
 
 def _spans(text: str, split: QuoteSplit) -> tuple[Cut, ...]:
     """Return the cuts as character positions in the decoded body."""
-    if not split.cuts:
+    if not (split.cuts or split.holes):
         return ()
-    starts = [0, *accumulate(len(line) + 1 for line in split.lines)]
-    return tuple(
+    starts = _line_starts(split.lines)
+    whole = [
         Cut(reason, starts[first], min(starts[after], len(text)))
-        for reason, first, after in sorted(split.cuts, key=lambda cut: cut[1])
+        for reason, first, after in split.cuts
         if first < after
-    )
+    ]
+    own = frozenset(split.own)
+    parts = [Cut(hole.reason, *_positions(starts, hole)) for hole in split.holes if hole.start[0] in own]
+    return tuple(sorted([*whole, *parts], key=lambda cut: cut.start))
 
 
 def _own_spans(text: str, split: QuoteSplit) -> tuple[tuple[int, int], ...]:
     """Return the own lines that hold something, neighbours joined, as character positions in `text`."""
-    starts = [0, *accumulate(len(line) + 1 for line in split.lines)]
+    starts = _line_starts(split.lines)
     spans: list[tuple[int, int]] = []
     previous = -2
     for index in split.own:
@@ -377,4 +434,24 @@ def _own_spans(text: str, split: QuoteSplit) -> tuple[tuple[int, int], ...]:
             previous = index
         elif index == previous + 1:
             previous = index  # a blank line between own lines does not part them
+    for hole in split.holes:
+        spans = _outside(spans, *_positions(starts, hole))
     return tuple(spans)
+
+
+def _line_starts(lines: Sequence[str]) -> list[int]:
+    return [0, *accumulate(len(line) + 1 for line in lines)]
+
+
+def _positions(starts: Sequence[int], hole: Hole) -> tuple[int, int]:
+    return starts[hole.start[0]] + hole.start[1], starts[hole.end[0]] + hole.end[1]
+
+
+def _outside(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """Return spans without what lies between `start` and `end`."""
+    left: list[tuple[int, int]] = []
+    for first, after in spans:
+        left += [
+            (low, high) for low, high in ((first, min(after, start)), (max(first, end), after)) if low < high
+        ]
+    return left

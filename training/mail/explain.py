@@ -20,8 +20,8 @@ class CutSpan:
     """Characters `text_start` to `text_end` (exclusive) of the decoded body are left out."""
 
     reason: str
-    """quote, attribution, reply, forward, header, pasted, signature, footer, disclaimer, list footer,
-    attachment, archive stamp, noise or repeated tail."""
+    """quote, attribution, reply, forward, header, pasted, introduced, quotation, signature, footer,
+    disclaimer, list footer, attachment, archive stamp, noise or repeated tail."""
     text_start: int
     text_end: int
 
@@ -37,7 +37,7 @@ class Explanation:
     cut: tuple[CutSpan, ...]
     """In order, not overlapping."""
     own: tuple[tuple[int, int], ...]
-    """(start, end) of every run of the author's own lines."""
+    """(start, end) of every run of the author's own words."""
     kept: bool
     drop_reason: DropReason | None
     """None exactly when `kept`."""

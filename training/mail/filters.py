@@ -58,6 +58,7 @@ _MEETING_REQUEST = re.compile(r"\s{0,9}(?:\w{2,12}:[^\n]{0,300}\n\s{0,9}){1,4}(?
 _RECEIPT_SUBJECT = re.compile(
     r"\s{0,9}(?:(?:not )?read|gelesen|ungelesen|lu|leído|letto|gelezen|lido|läst)\s?:", re.I
 )
+_TASK_FIELD = re.compile(r"^\s{0,8}Task (?:Priority|Due On|Start Date|Status|Owner):", re.M)
 _RECEIPT_BODY = re.compile(
     r"was (?:read|deleted|displayed)|wurde .{0,60}(?:gelesen|gelöscht)|return receipt", re.I
 )
@@ -101,6 +102,8 @@ def drop_by_headers(mail: Mail) -> DropReason | None:
             return DropReason.CALENDAR
     if "*~*~*~" in mail.body_text[:2_000] and _MEETING_REQUEST.match(mail.body_text[:2_000]):
         return DropReason.CALENDAR
+    if "Task " in mail.body_text[:2_000] and len(_TASK_FIELD.findall(mail.body_text[:2_000])) >= 2:
+        return DropReason.MACHINE
     if _RECEIPT_SUBJECT.match(mail.subject) and _RECEIPT_BODY.search(mail.body_text[:2_000]):
         return DropReason.MACHINE
     return None

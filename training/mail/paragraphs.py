@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 # Clients wrap between 60 and 80 columns (RFC 5322 §2.1.1 asks for at most 78; Lotus and ARMS exports, 74-80).
@@ -13,18 +14,33 @@ _SLACK = 4
 
 _NEW_ITEM = re.compile(r"\s*(?:[-*•·o>+]\s|\(?\d{1,2}[.):]\s?\S?|\(?[a-zA-Z][.)]\s)")
 _COLUMNS = re.compile(r"\S(?: {4,}|\t)\S")
-# Scanned mail carries stray marks far to the right, on lines of their own.
-_STRAY_MARK = re.compile(r"^[ \t]{30,}\S{0,3}$\n?", re.M)
 _SENTENCE_GAP = re.compile(r"(?<=[.!?:]) {3,}(?=\S)")
 # Lines longer than a client wraps, as a share of all, below which a text still counts as wrapped.
 _MAX_LONG_SHARE = 0.2
 _THREE_LINES = re.compile(r"\n{4,}")
 
+Run = tuple[int, int]
+"""(first, after the last): positions in a list of line numbers."""
+
+
+def runs_of(lines: Sequence[str], own: Sequence[int]) -> list[Run]:
+    """Return the positions in `own` of every run of neighbouring lines that hold something: a paragraph."""
+    runs: list[Run] = []
+    start: int | None = None
+    for position, index in enumerate(own):
+        blank = not lines[index] or lines[index].isspace()
+        if start is not None and (blank or index != own[position - 1] + 1):
+            runs.append((start, position))
+            start = None
+        if not blank and start is None:
+            start = position
+    if start is not None:
+        runs.append((start, len(own)))
+    return runs
+
 
 def tidy(text: str) -> str:
     """Return own words with trailing spaces, common indentation and more than two blank lines removed."""
-    if " " * 30 in text:
-        text = _STRAY_MARK.sub("", text)
     lines = [line.rstrip() for line in text.split("\n")]
     indent = min((len(line) - len(line.lstrip()) for line in lines if line), default=0)
     if indent:

@@ -41,6 +41,17 @@ class Cut:
     end: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Hole:
+    """Not the author's own words, from one (line, column) to another, within lines that are."""
+
+    start: tuple[int, int]
+    end: tuple[int, int]
+    reason: str
+    mark: str = ""
+    """What is left in its place."""
+
+
 @dataclass(slots=True)
 class QuoteSplit:
     """Which lines are the author's own. Lines are numbered from 0 in `lines`."""
@@ -50,6 +61,8 @@ class QuoteSplit:
     """Own lines in order, blank ones included; a gap in the numbers is a cut."""
     cuts: list[tuple[str, int, int]] = field(default_factory=list)
     """(reason, first line, line after the last)."""
+    holes: list[Hole] = field(default_factory=list)
+    """Parts of own lines that are not the author's; they do not overlap."""
     kind: QuoteKind | None = None
     answered_text: str = ""
     """The most recent quoted message without headers and without what it quotes itself."""
@@ -563,11 +576,18 @@ def _lead_start(lines: Sequence[str], start: int) -> int:
 
 
 def _with_company_above(lines: Sequence[str], start: int) -> int:
-    """Include the sender's company, which Lotus prints indented above "From:"."""
+    """Include the sender's company or department, which Lotus prints above "From:".
+
+    It is set in by a tab, or it stands apart from the text above and is longer than a person's name.
+    """
     for index in range(start - 1, max(-1, start - 4), -1):
         line = lines[index]
         if line.strip():
-            return index if line.startswith("\t") and _looks_like_name(line.strip()) else start
+            name = line.strip()
+            apart = index < 2 or not (lines[index - 1].strip() or lines[index - 2].strip())
+            if not _looks_like_name(name):
+                return start
+            return index if line.startswith("\t") or (apart and len(name.split()) >= 4) else start
     return start
 
 
@@ -584,11 +604,17 @@ def _with_rule_above(lines: Sequence[str], start: int) -> int:
 
 
 def _looks_like_name(line: str) -> bool:
-    """Tell whether a line could be a person's name, an address or a company in a Lotus header."""
-    tokens = line.split()
-    return (
-        len(line) <= 80 and len(tokens) <= 8 and all(map(_NAME_TOKEN.match, tokens)) and line[-1] not in "!?:"
-    )
+    """Tell whether a line could be a person's name, an address or a company in a Lotus header.
+
+    A list's name stands in quotation marks; scanners add stray marks and lose the first capital.
+    """
+    if line[0] == line[-1] == '"' and len(line) > 2:
+        return True
+    tokens = [token for token in line.split() if any(map(str.isalnum, token)) or token == "&"]
+    if not tokens or len(line) > 80 or len(tokens) > 8 or line[-1] in "!?:":
+        return False
+    names = [_NAME_TOKEN.match(token) is not None for token in tokens]
+    return all(names) or (len(tokens) >= 3 and all(names[1:]) and tokens[0].isalpha())
 
 
 # ---- the answered message --------------------------------------------------------------------------
@@ -612,8 +638,9 @@ def _head(lines: Sequence[str]) -> str:
     return text[: max(0, text.rfind("\n", 0, MAX_ANSWERED_CHARS))]
 
 
-def join_own(lines: Sequence[str], own: Sequence[int]) -> str:
-    """Return the own lines as text; a cut between two of them becomes one blank line."""
+def join_own(lines: Sequence[str], own: Sequence[int], holes: Sequence[Hole] = ()) -> str:
+    """Return the own lines as text; a cut between two of them becomes one blank line, a hole its mark."""
+    shown = _without_holes(lines, holes)
     pieces: list[str] = []
     piece: list[str] = []
     previous = -1
@@ -621,10 +648,24 @@ def join_own(lines: Sequence[str], own: Sequence[int]) -> str:
         if index != previous + 1 and piece:
             pieces.append("\n".join(piece))
             piece = []
-        piece.append(lines[index].rstrip())
+        line = shown.get(index, lines[index]) if shown else lines[index]
+        if line is not None:
+            piece.append(line.rstrip())
         previous = index
     pieces.append("\n".join(piece))
     return "\n\n".join(stripped for piece_text in pieces if (stripped := piece_text.strip("\n")))
+
+
+def _without_holes(lines: Sequence[str], holes: Sequence[Hole]) -> dict[int, str | None]:
+    """Return what is left of lines with holes; None for a line whose rest stands on the line above."""
+    shown: dict[int, str | None] = {}
+    for hole in sorted(holes, reverse=True):  # from the end, so that the columns before it stay what they are
+        (first, start), (last, end) = hole.start, hole.end
+        left = shown.get(last)
+        rest = (lines[last] if left is None else left)[end:]
+        shown[first] = lines[first][:start] + hole.mark + rest
+        shown.update(dict.fromkeys(range(first + 1, last + 1)))
+    return shown
 
 
 # ---- the second opinion ----------------------------------------------------------------------------

@@ -217,10 +217,7 @@ _PASS_HINT, _SSN_HINT = re.compile(r"pass[ \t]{0,3}[:=]"), re.compile(r"-\d\d-\d
 _SORT_HINT = re.compile(r"-\d\d-\d\d[^\d-]")
 _LOGIN_HINTS = ("login", "log-in", "credentials", "zugangsdaten", "anmeldedaten", "identifiants", "user")
 _KEY_HINTS = ("key", "token", "secret")
-_CODE_HINTS = (
-    "code", "otp", "2fa", "mfa", "one-time", "one time", "tan", "codice", "código", "kod", "pin", "key",
-    "number",
-)  # fmt: skip
+_CODE_HINT = re.compile(r"code|codice|código|kod|one[- ]time|\b(?:otp|tan|2fa|mfa)\b|(?:pin|key|number)s?\b")
 
 
 def redact(text: str) -> Redacted:
@@ -265,7 +262,7 @@ def redact(text: str) -> Redacted:
         text = counter.sub(_IBAN, _replace_iban, text)
         text = counter.sub(_CARD, _replace_card, text)
     if some_digit:
-        if any(hint in lowered for hint in _CODE_HINTS):
+        if _CODE_HINT.search(lowered):
             text = counter.sub(_PIN, lambda match: f"{match[1]}{match[2]}[code]", text)
             if " pin " in lowered:
                 text = counter.sub(_OWN_PIN, lambda match: f"{match[1]}[code]", text)

@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from training.mail.archive import is_record_sheet
+
 # A share of mails that end in the same lines from which the lines count as a signature (voice.md §5).
 REPEATED_TAIL_SHARE = 0.3
 # Below three mails "repeated" means nothing.
@@ -95,20 +97,6 @@ _ATTACHMENT_LINE = re.compile(
     r"msg|eml|dat|mpe?g|mp[34]|avi|mov|wav|wmv))\s{0,10}$",
     re.I,
 )
-# What an archive printed on the page: the record sheet of the next mail, to the end of the text. Scanners put
-# marks before the labels and into them ("RECORD TYP,E").
-_ARCHIVE_STAMP = re.compile(
-    r".{0,12}RECORD\W{1,4}[T~]?\W?[YV]\W?P\W?E\W.{0,6}(?:PRESIDENTIAL|FEDERAL)"
-    r"|.{0,40}PRESIDENTIAL\s{1,9}\(NOTES MAIL\)|CREATOR:\s|CREATION DATE/TIME:"
-    r"|EMAILS RECEIVED$|ARMS - BOX \d|.{0,20}Hex-?\s?\w{2,7} Con\w{4,9}\b"
-)
-# Its stamps in the middle: the text goes on after the page break.
-_PAGE_STAMP = re.compile(
-    r"\W{0,12}(?:\w{0,3}\W{1,4})?(?:A.?MS|Automated Records)\s{1,9}(?:E.?mail|Management) System\b.{0,160}$"
-    r"|[^\w\n]{0,90}Page [\dIlO]{1,3} ?of ?[\dIlO]{1,3}$"
-    r"|\W{0,12}\w{1,2}\s{20,160}Page [\dIlO]{1,3} ?of ?[\dIlO]{1,3}$|Clinton Library Photocopy$"
-    r"|Message Creation Date was at\s.{0,40}$|DETERMINED TO BE AN$|ADMINISTRATIVE MARKING$"
-)
 _RULE = re.compile(r"[-_=*~+#]{5,}$")
 _KEPT_SHORT = re.compile(r"\s*(?:[-~]?\s?\w[.!]?|[:;=8xX][-o*'^]?[()DPp/|\]\[3*]+|[!?]+|<3+)\s*$")
 
@@ -173,7 +161,7 @@ def _footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: st
     head = line[:200]
     if "AT" in head and _ATTACHMENT.match(head):
         return "attachment"
-    if _ARCHIVE_STAMP.match(head):
+    if is_record_sheet(head):
         return "archive stamp"
     first = head[0].lower()
     if first in "*_-tcnlidpbeaq" and _DISCLAIMER_START.match(head):
@@ -312,16 +300,3 @@ def _after_typed_name(lines: Sequence[str], own: Sequence[int], start: int) -> i
     if above is not None and is_closing(lines[own[above]]) and _is_typed_name(lines[own[start]].strip()):
         return start + 1
     return start
-
-
-def find_page_stamps(text: str, lines: Sequence[str], own: Sequence[int]) -> list[int]:
-    """Return the numbers of own lines that an archive stamped on a page break of `text`."""
-    if not (
-        "Page " in text
-        or "Syst" in text
-        or "Message Creation" in text
-        or "Photocopy" in text
-        or "MARKING" in text
-    ):
-        return []
-    return [index for index in own if lines[index] and _PAGE_STAMP.match(lines[index].strip()[:200])]

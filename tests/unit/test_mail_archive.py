@@ -1,0 +1,91 @@
+"""What an archive stamped on a page and what its scanner left is nobody's word; what people type stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.test_mail_pasted import explained
+
+SENDER = "Anna K. Berg"
+FIRST = "The harbour board meets on Thursday and we have not written a word of the"
+SECOND = "report that they asked for, so please send me your figures by noon."
+
+
+def own(body: str) -> str:
+    return explained(body, sender=SENDER).own_words
+
+
+@pytest.mark.parametrize(
+    "dirt",
+    [
+        ".",
+        "·",
+        "',",
+        "t . ,.,",
+        "'li   ·   ·   .....",
+        "'Ot._   __",
+        " " * 60 + "[00'2]",
+        " " * 60 + "1[00 11",
+        " " * 40 + "P6/(b)(6)",
+        " " * 40 + "P_6_'(b_)(_6__..J",
+        "v" + " " * 20 + "~~'",
+    ],
+)
+def test_a_line_of_dirt_within_a_sentence_is_cut(dirt: str) -> None:
+    result = explained(f"{FIRST}\n{dirt}\n{SECOND}", sender=SENDER)
+    assert {cut.reason for cut in result.cut} == {"archive stamp"}
+    assert result.own_words.split() == [*FIRST.split(), *SECOND.split()]
+
+
+@pytest.mark.parametrize("letter", ["J", "r"])
+def test_a_letter_below_a_text_is_dirt_unless_the_author_signs_with_it(letter: str) -> None:
+    assert own(f"{FIRST}\n{SECOND}\n\n      {letter}").split()[-1] == "noon."
+    assert own(f"{FIRST}\n{SECOND}\n\nA").split()[-1] == "A"
+    assert explained(f"{FIRST}\n{SECOND}\n\n{letter}").own_words.endswith(letter), "nobody knows their name"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "---",
+        "* * *",
+        "...",
+        ":-)",
+        "!!!",
+        "1.",
+        "a)",
+        "$5",
+        "42",
+        "3 / 4",
+        "No.",
+        "Jo",
+        "=====",
+        "x = {y}",
+    ],
+)
+def test_what_people_type_on_a_line_of_its_own_stays(typed: str) -> None:
+    assert not explained(f"{FIRST}\n{SECOND}\n\n{typed}\n\n{SECOND}", sender=SENDER).cut
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("You can reach me at   I   P61(b)(6)   I      [ooz]", "You can reach me at"),
+        (
+            "Call Jo Lund at the office: PS/(b)(S)I they close at six.",
+            "Call Jo Lund at the office: they close at six.",
+        ),
+        ("Here is the memo on the new crane. ;;;;;;;;;;;;;;;;;;", "Here is the memo on the new crane."),
+        ("Here is the memo on the new crane. ; ; ; ; ; ; ; ; ATT", "Here is the memo on the new crane."),
+    ],
+)
+def test_a_stamp_within_a_line_is_left_out_and_the_words_stay(line: str, kept: str) -> None:
+    result = explained(f"{FIRST} {SECOND}\n\n{line}", sender=SENDER)
+    assert result.own_words.split() == f"{FIRST} {SECOND} {kept}".split()
+    words = [result.text[start:end] for start, end in result.own]
+    assert " ".join(words).split() == result.own_words.split(), "spans and words agree"
+
+
+def test_a_letter_that_a_person_writes_about_paragraphs_is_no_stamp() -> None:
+    text = f"{FIRST} {SECOND} See section 6(b) of the rule, and pier P6a on the map; PS (by the way): thanks."
+    assert own(text) == text

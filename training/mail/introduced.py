@@ -1,0 +1,345 @@
+"""Where text begins that the author says to be somebody else's, or that questions and documents give away.
+
+"Here is the text of …", "She reported:", "they propose to add the following", "which reads:", "From Lee:", a
+numbered question above each answer, the numbered headings of a regulation. First persons below such a line
+are not the author's.
+
+Calibrated on the eleven mailboxes beside the repository, all kept mails of which were read
+(tests/labels/README.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from training.mail.owner import initials_of, owner_names
+from training.mail.paragraphs import Run, runs_of
+from training.mail.signatures import is_closing
+from training.mail.speech import PERSON, QUOTED, SPEAKER_OR_READER, speaks
+
+# Fewer words below an introduction are a line that the author quotes while writing.
+_MIN_WORDS = 15
+# A passage below a heading that nobody introduces by name: shorter ones are lists and dates of the author's.
+_MIN_PASSAGE_WORDS = 120
+_MAX_SENTENCE = 260
+# "Stay tuned, and have a good weekend. Anna"
+_MAX_CLOSING_WORDS = 8
+_MAX_CHARS = 20_000
+# The numbered questions of a list that somebody answers.
+_MIN_QUESTIONS = 3
+_MAX_QUESTION_LINES = 6
+# Columns that a title of a page is set in by, at least.
+_TITLE_COLUMNS = 8
+
+Place = tuple[tuple[int, int], tuple[int, int]]
+"""((line, column), (line, column)), the end exclusive."""
+
+_ENDS = re.compile(r"(?::|;|--|—|–|\.{3,4})\s*\]?$")
+_SENTENCE = re.compile(r"(?<=[.?!])[\"”)]?\s+(?=[A-Z\[(])")
+_SOMEBODY = (
+    r"(?:he|she|they|who|interns?|staff(?:ers?)?|friends?|colleagues?|affairs|office|department|"
+    r"(?!(?:I|We|You|This|That|These|Here|It|There)\b)[A-Z][\w.'’-]+)"
+)
+# A person wrote what follows: first and second persons in it are theirs.
+_WRITTEN = re.compile(
+    rf"\b{_SOMEBODY}(?:['’](?:s|ve|d))?\s+(?:\w+ly\s+|just\s+|has\s+|have\s+|had\s+)?"
+    r"(?:(?:wrote|written)(?![^.?!:]*\b(?:saying|that)$)|reports?|reported|replied|found|responded|e-?mailed|"
+    r"sent\s+(?:us|me|over|this|these|back)|came\s+up\s+with)\b[^.?!:]{0,60}$"
+    rf"|\b{_SOMEBODY}(?:['’]ve|\s+has|\s+have)?\s+(?:proposes?|proposed|wants?|wanted)\s+to\s+"
+    r"(?:add|insert)\b[^.?!:]{0,80}$"
+    rf"|(?:\b{_SOMEBODY}\s+|^and\s+)would\s+edit\b[^.?!:]{{0,40}}$"
+    r"|^\[[^\]]{0,80}\b(?:wrote|said|replied|answered)$"
+    r"|\b[Hh]ere(?:['’]s|\s+is|\s+are)\s+the\s+(?:\w+\s+){1,3}(?:that\s+)?you\s+(?:all\s+)?(?:received|got|saw)\b[^.?!:]{0,30}$"
+    r"|\b(?:schrieb|schreibt|écrit|escribió|scrive|scritto|schreef|escreveu)\b[^.?!:]{0,40}$"
+)
+# A name alone on its line: the label belongs to what follows.
+_FROM = re.compile(r"\s*From\s+(?!(?:The|A|An|My|Our|Here|There)\b)[A-Z][\w.'’-]+(?:\s+[A-Z][\w.'’-]+)?\s?:$")
+# A text follows: it ends where the author speaks to somebody again.
+_TEXT = re.compile(
+    r"\b(?:which|statute|law|act|\w*\)|bill|section|clause|letter|memo|guidance|statement|regulations?|agreement|"
+    r"policy|title|paragraph|speech|article|contract|tariff|order|rule)\b[^.?!:]{0,50}"
+    r"\s(?:reads?|says|states|provides)(?:\s+now|\s+as\s+follows|\s+in\s+(?:full|part))?$"
+    r"|\bspeech\s+(?:now\s+)?has(?:\s+now)?$"
+    r"|\b(?:is|are)\s+defined(?:\s+in\s+part)?\s+as(?:\s+follows)?$"
+    r"|^\W*(?i:key|salient|closing|relevant)\s+(?:sentences?|quotes?|excerpts?|passages?|paragraphs?|language)$"
+    r"|\b(?!(?:Our|My|This|Its|Here|That|What|Let|It)\b)[A-Z]\w+['’]s?\s+(?:version|draft|language|write-?up)$"
+    r"|\b[Aa]ccording\s+to\s+(?:his|her|their|the)\s+(?:press\s+|news\s+)?(?:advisory|release|letter|memo|notice)\b[^.?!:]{0,40}$"
+    r"|\b(?:article|story|release|transcript|excerpt)\s+(?:follows|below)$",
+)
+# The same without a colon at the end of the sentence.
+_USES = re.compile(
+    r"\bparagraph\s+(?:now\s+)?(?:would|will)\s+read\W?$|^current\s+(?:version|text|wording)\s+of\b.{0,40}$|"
+    r"\b(?:this|the\s+following)\s+(?:language|paragraph|passage),?\s+(?:which|that)\s+(?:was|is|appears?)\s+in\s+(?:the|an?)\b",
+    re.I,
+)
+_USE_HINTS = ("language", "paragraph", "passage", "ersion of", "ext of", "ording of", " letter", " read")
+# The themes of somebody's programme, in whose own voice they follow: "We must …".
+_PROGRAMME = re.compile(
+    r"\b(?:strategy|plan|agenda|platform|manifesto|programme?|proposal)\b[^.?!:]{0,80}"
+    r"\b(?:themes|points|principles|goals|pillars)$"
+)
+_CREED = re.compile(r"\bWe (?:must|will|shall|believe)\b")
+# What the author says to be somebody's text: first persons in it are not the author's. (`_AUTHOR` excepts
+# "here is the text of my speech".)
+_ANNOUNCES = re.compile(
+    r"\b(?:here(?:['’]s| is| are)|(?:below|following|this) is|hier (?:ist|kommt)|unten steht|voici|ecco|"
+    r"aqu[ií] está) (?:the |der |den |le |il |el )?"
+    r"(?:(?:full|entire|complete|exact|ganze|volle|vollständige) )?"
+    r"(?:text|wortlaut|texte|testo|texto) (?:of|from|der|des|de|du|della?) (?P<what>[^.?!:]{3,160})"
+    r"|\bthe (?:full |entire |complete |exact )?text of (?P<which>[^.?!:]{3,80}?) "
+    r"(?:follows\b|is (?:as )?(?:below|follows))"
+    r"|\b(?:below|following|here) is (?:a|an|the) "
+    r"(?:memo|message|e-?mail|note|letter|article|story|notice) from (?!me\b|us\b|my\b|our\b)"
+    r"|\bsee (?:the )?excerpts? (?:below|that follows)\b"
+    r"|['’]s? (?:\w+ )?(?:article|story|op-?ed|column|editorial)\b[^?!]{0,40}\bhere it is\b",
+    re.I,
+)
+# No match of `_ANNOUNCES` without one of these; looked for first because that takes a tenth of the time.
+_ANNOUNCE_HINTS = (
+    "text of ", "text from ", "Wortlaut ", "Text ", "texte d", "testo d", "texto d", "xcerpt", "here it is",
+    "memo from ", "ssage from ", "mail from ", "note from ", "etter from ", "rticle from ", "tory from ",
+    "otice from ",
+)  # fmt: skip
+_MIN_ANNOUNCED_WORDS = 40
+_AUTHOR = re.compile(r"\b(?:I|I['’]\w+|my|our|we|we['’]\w+|mein\w*|unser\w*|ich|wir|mon|mi|il mio)\b", re.I)
+_EXCERPT = re.compile(r"[ \t]*excerpts? (?:from|of) ", re.I)
+_HEADING = re.compile(r"[A-Z0-9][^.?!:]{5,90}$|[A-Z][\w ,'’-]{5,60}\.\s+[A-Z]")
+# A subject or a sentence above a headed passage.
+_INTRODUCES = re.compile(
+    r"\b(?:here(?:['’]?s| is| are)|below|follow(?:s|ing)|(?:full |the )?text of|language|excerpts?|pasted|"
+    r"from (?:today|yesterday)['’]s|hier ist|hier sind|unten|voici|ci-dessous|aquí|abajo|ecco|hieronder|"
+    r"abaixo)\b",
+    re.I,
+)
+_OWN_DRAFT = re.compile(r"\b(?:possible|suggested) (?:\w+ )?(?:language|wording|text)\b", re.I)
+# The headings of statutes, regulations and official questions.
+_DOCUMENT_HEADING = re.compile(
+    r"[ \t]*(?:(?:Section|Sec\.|§)\s?\d+(?:\.\d+)+[.:]?\s+[A-Z]|"
+    r"(?!I\.)[IVXL]{1,6}\.\s+[A-Z][A-Z ,'’&-]{12,}$|"
+    r"(?P<all>Pages?\s\d{1,3}[-–]\d{1,3}$|[\w*·-]{3,40}\s{1,4}(?:adj|adv|noun|verb|n|v)\.?\s1\.\s))"
+)
+_HEADING_HINTS = ("Section ", "Sec. ", "§", "V. ", "X. ", "II. ", "Page ", "Pages ", " 1. ")
+_QUOTATION_MARKS = frozenset('"“„«')
+# Nobody thanks for what they wrote themselves: the paragraph above is the reader's.
+_THANKS_FOR_ABOVE = re.compile(
+    r"\s*(?:thanks|thank you)\W{1,3}(?:I['’]?m |I am |so |very |really ){0,3}(?:glad|happy|pleased) "
+    r"(?:that )?you (?:like|enjoy)",
+    re.I,
+)
+_ANSWERS = re.compile(r"\banswers\b.{0,40}\bquestions?\b|\byour (?:\S+ ){0,3}questions\b", re.I)
+# A question, and further ones that follow it without a sentence between.
+_ASKED = re.compile(r"[^?]{1,400}\?+(?:[^?.!]{1,300}\?+)*")
+_NUMBERED = re.compile(r"[ \t]*(?:\(?\d{1,2}[.)}]|[a-z]\))\s{0,6}\S")
+
+
+def find_questions(lines: Sequence[str], own: Sequence[int], *, subject: str = "") -> list[Place]:
+    """Return where the numbered questions stand that the author answers one by one, and says so.
+
+    Each from its number to its question mark, as ((line, column), (line, column)).
+    """
+    above = " ".join([subject[:200], *(lines[index] for index in own[:_MAX_QUESTION_LINES])])
+    if not _ANSWERS.search(above):
+        return []
+    items = [at for at, index in enumerate(own) if _NUMBERED.match(lines[index][:12])]
+    asked: list[Place] = []
+    for at, following in pairwise([*items, len(own)]):
+        text = "\n".join(
+            lines[own[position]] for position in range(at, min(following, at + _MAX_QUESTION_LINES))
+        )
+        question = _ASKED.match(text)
+        if question:
+            last = own[at + question.group().count("\n")]
+            asked.append(((own[at], 0), (last, question.end() - text.rfind("\n", 0, question.end()) - 1)))
+    return asked if len(asked) >= _MIN_QUESTIONS else []
+
+
+def find_introduced(
+    lines: Sequence[str], own: Sequence[int], *, subject: str = "", sender: str = ""
+) -> list[Run]:
+    """Return the positions in `own` of text that is somebody else's by what stands above it; in order.
+
+    A closing or the author's name at the very end stays. Linear in the text; looks at the first 20,000
+    characters.
+    """
+    runs = runs_of(lines, own)
+    if not runs:
+        return []
+    text = "\n".join([lines[index] for index in own])[:_MAX_CHARS]
+    found = _introductions(lines, own, runs, text.count("\n"))
+    if any(hint in text for hint in _ANNOUNCE_HINTS):
+        start = _announced(lines, own, runs)
+        if start is not None:
+            found.append((start, len(own)))
+    passage = _headed_passage(lines, own, runs, subject)
+    if passage is not None:
+        found.append((passage, len(own)))
+    if any(hint in text for hint in _HEADING_HINTS):
+        found += _documents(lines, own, runs)
+    found += [
+        above
+        for above, (start, _) in pairwise(runs)
+        if _THANKS_FOR_ABOVE.match(lines[own[start]]) and above != runs[0]
+    ]
+    if " " * _TITLE_COLUMNS in text:
+        found += _poster(lines, own, runs)
+    end = _before_closing(lines, own, runs, sender) if found else len(own)
+    return [(start, min(after, end)) for start, after in _joined(found) if start < end]
+
+
+def _before_closing(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], sender: str) -> int:
+    """Return the position of the last paragraph where it is a closing or ends in the author's name."""
+    start, end = runs[-1]
+    words = _joined_lines(lines, own, start, end).split()
+    if len(runs) < 2 or len(words) > _MAX_CLOSING_WORDS:
+        return len(own)
+    last = "".join(filter(str.isalpha, words[-1])).lower()
+    signed = last in owner_names(sender) or (len(last) >= 2 and initials_of(sender).startswith(last))
+    return start if signed or is_closing(lines[own[start]]) else len(own)
+
+
+def _introductions(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], last: int) -> list[Run]:
+    """Find lines, up to position `last`, that end in a colon or a dash and say that somebody else wrote what
+    follows."""
+    found: list[Run] = []
+    done = 0
+    starts = {start for start, _ in runs}
+    for start, end in runs:
+        for position in range(start, min(end, last + 1)):
+            line = lines[own[position]].rstrip()
+            if position < done or not (position == end - 1 or _ENDS.search(line[-8:])):
+                continue
+            below = next((at for at in range(position + 1, len(own)) if lines[own[at]].strip()), None)
+            if below is None:
+                break
+            sentence = _sentence(lines, own, start, position)
+            ends = _ENDS.search(sentence)
+            if not ends and (below not in starts or not any(hint in sentence for hint in _USE_HINTS)):
+                continue
+            bare = sentence[: ends.start()].rstrip() if ends else sentence
+            if lines[own[below]].lstrip()[0] in _QUOTATION_MARKS:
+                continue  # a quotation ends with its mark
+            if ends and _WRITTEN.search(bare):
+                after = _to_bracket(lines, own, runs, below)
+            elif (
+                ends
+                and _PROGRAMME.search(bare)
+                and _CREED.search(" ".join(lines[own[at]] for at in range(below, len(own))))
+            ):
+                after = _to_speech(lines, own, runs, below)
+            elif ends and _FROM.match(line):
+                below, after = position, _to_bracket(lines, own, runs, below)
+            elif (_TEXT if ends else _USES).search(bare):
+                after = _to_speech(lines, own, runs, below)
+            else:
+                continue
+            if sum(len(lines[own[at]].split()) for at in range(below, after)) >= _MIN_WORDS:
+                found.append((below, after))
+                done = after
+    return found
+
+
+def _sentence(lines: Sequence[str], own: Sequence[int], start: int, position: int) -> str:
+    """Return the last sentence of the lines from position `start` to `position`."""
+    sentence = ""
+    for at in range(position, start - 1, -1):
+        sentence = f"{lines[own[at]].strip()} {sentence}".rstrip()
+        if len(sentence) > _MAX_SENTENCE:
+            break
+    return _SENTENCE.split(sentence[-_MAX_SENTENCE:])[-1]
+
+
+def _to_bracket(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], below: int) -> int:
+    """Return where what somebody wrote ends: at a remark of the author's in brackets, or with the mail."""
+    for start, _ in runs:
+        if start > below and lines[own[start]].lstrip().startswith("["):
+            return start
+    return len(own)
+
+
+def _to_speech(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], below: int) -> int:
+    """Return the start of the first later paragraph that speaks to somebody; the end when none does."""
+    for start, end in runs:
+        if start <= below:
+            continue
+        text = _joined_lines(lines, own, start, end)
+        if SPEAKER_OR_READER.search(QUOTED.sub(" ", text)) or is_closing(lines[own[start]]):
+            return start
+    return len(own)
+
+
+def _joined_lines(lines: Sequence[str], own: Sequence[int], start: int, end: int) -> str:
+    return " ".join(lines[own[position]].strip() for position in range(start, end))[:_MAX_CHARS]
+
+
+def _announced(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]) -> int | None:
+    """Find where an announced text begins: below two blank lines, or with the first paragraph that speaks to
+    nobody."""
+    announced = False
+    for at, (start, end) in enumerate(runs):
+        text = _joined_lines(lines, own, start, end)
+        if announced:
+            apart = own[start] - own[runs[at - 1][1] - 1] > 2
+            if apart or not (speaks(text) or is_closing(lines[own[start]])):
+                below = sum(len(lines[own[position]].split()) for position in range(start, len(own)))
+                return start if below >= _MIN_ANNOUNCED_WORDS else None
+            continue
+        if at == 0 and _EXCERPT.match(text) and not PERSON.search(text):
+            return start  # the heading of the excerpt is all that stands above it
+        announced = any(
+            not _AUTHOR.search(found["what"] or found["which"] or "") for found in _ANNOUNCES.finditer(text)
+        )
+    return None
+
+
+def _headed_passage(
+    lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], subject: str
+) -> int | None:
+    """Find a headed passage without any person in it, below own words and two blank lines or more."""
+    for (_, above_end), (start, _) in pairwise(runs):
+        if start - above_end < 2:
+            continue
+        intro = " ".join(lines[own[position]] for position in range(runs[0][0], above_end))
+        heading = lines[own[start]].strip()
+        if not (speaks(intro) and _HEADING.match(heading) and heading[-1] not in ",;:-"):
+            return None
+        if not (_INTRODUCES.search(subject[:200]) or _INTRODUCES.search(intro[:_MAX_CHARS])):
+            return None
+        if _OWN_DRAFT.search(intro[:_MAX_CHARS]):
+            return None
+        passage = "\n".join(lines[own[position]] for position in range(start, len(own)))[:_MAX_CHARS]
+        if len(passage.split()) >= _MIN_PASSAGE_WORDS and not SPEAKER_OR_READER.search(passage):
+            return start
+        return None
+    return None
+
+
+def _documents(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]) -> list[Run]:
+    """Find numbered headings of a document, each with what follows until the author speaks to somebody."""
+    found: list[Run] = []
+    done = 0
+    for start, _ in runs:
+        heading = _DOCUMENT_HEADING.match(lines[own[start]][:200]) if start >= done else None
+        if heading:
+            done = len(own) if heading["all"] else _to_speech(lines, own, runs, start)
+            found.append((start, done))
+    return found
+
+
+def _poster(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]) -> list[Run]:
+    """Find a page that was pasted whole: its title, in capitals and set in the middle, comes first."""
+    head = [lines[own[position]] for start, end in runs[:2] for position in range(start, end)][:6]
+    centred = [line for line in head if line.startswith(" " * _TITLE_COLUMNS) and line.isupper()]
+    return [(0, len(own))] if len(centred) >= 2 else []
+
+
+def _joined(found: Sequence[Run]) -> list[Run]:
+    """Return runs in order, those that touch or overlap as one."""
+    joined: list[Run] = []
+    for start, end in sorted(found):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
