@@ -1,6 +1,7 @@
 """Compare what cleaning keeps with what the labels say, mailbox by mailbox.
 
 python -m tests.labels.check              # the table
+python -m tests.labels.check census       # of one set of labels
 python -m tests.labels.check --ids        # and the ids of mails that are not exact, never their text
 """
 
@@ -20,6 +21,8 @@ from training.mail.clean import clean_mail, clean_mailbox
 from training.schemas import DropReason
 
 LABELS = Path(__file__).parent
+SETS = (*SAMPLES, "census")
+"""Folders of labels: two samples with every line, and what readers found in all mails that were kept."""
 _WORD = re.compile(r"\S+")
 Spans = list[tuple[int, int]]
 
@@ -46,6 +49,8 @@ class Figures:
     """Own words in mails that are dropped for another reason (too short, duplicate, machine)."""
     drops: dict[str, int] = field(default_factory=dict)
     inexact: list[str] = field(default_factory=list)
+    foreign: dict[str, int] = field(default_factory=dict)
+    """Mail id → its lines of others, where there are any."""
 
     @property
     def kept_share(self) -> float:
@@ -84,6 +89,8 @@ def check(mailbox: str, samples: Sequence[str] = tuple(SAMPLES)) -> Figures:
         figures.own_words += len(own)
         figures.kept_words += kept
         figures.foreign_lines += foreign
+        if foreign:
+            figures.foreign[row["id"]] = foreign
         if kept < len(own) or foreign:
             figures.inexact.append(
                 f"{row['id']} ({row['stratum']}): {kept}/{len(own)} words, {foreign} lines"
@@ -119,7 +126,7 @@ def _foreign_lines(text: str, kept: tuple[tuple[int, int], ...], allowed: Spans)
 
 def main() -> None:
     """Print the table for every mailbox at hand; mail text is never printed."""
-    samples = [name for name in SAMPLES if name in sys.argv] or list(SAMPLES)
+    samples = [name for name in SETS if name in sys.argv] or list(SAMPLES)
     print("mailbox          usable labelled kept  own words  kept    foreign  lost as unclear  other drops")
     for mailbox in MAILBOXES:
         if not (MAILBOX_FOLDER / f"{mailbox}.jsonl").exists():

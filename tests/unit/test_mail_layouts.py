@@ -336,7 +336,7 @@ def test_legal_phone_and_list_footers_are_cut(footer: str) -> None:
     "head",
     [
         "ET & S Business Intelligence\nFrom: Lorna Brandt on 02/28/2000 02:50 PM",
-        '"Word of the Day Confirmation from the List Manager" \n<list-301289Q@example.com> on 05/10/2001 03:51 PM',
+        '"Word of the Day Confirmation from List Manager" \n<list-30@example.com> on 05/10/2001 03:51 PM',
         "Bruno N. Reeve   .\n12/07/98 03:13:42 PM",
         "cynthia A. Roth\n12/08/98 04:19:33 PM",
     ],
