@@ -22,9 +22,8 @@ from store.importers.message import (
 from store.mail import REPLY_PREFIX, split_addresses
 from training.config import DataConfig, load_train_config
 from training.errors import ConfigError, UnreadableMailbox
-from training.mail.clean import clean_mailbox
+from training.mail.clean import Learnt, clean_mailbox
 from training.mail.explain import Explanation, explain
-from training.mail.signatures import Tail
 from training.schemas import DropReason, Mail
 
 NOT_SENT = "not_sent"
@@ -87,15 +86,15 @@ def clean_file(path: Path, *, user: str | None = None, config: str | None = None
     message = read_message(_read(path, name), name)
     session = Session()
     data = load_train_config(config or session.settings.train_config).data
-    tails, not_sent_by = frozenset[Tail](), ""
+    learnt, not_sent_by = Learnt(), ""
     if user is not None:
         person = users.find_user(session.db, user)
         own = {canonical_address(address) for address in users.addresses(session.db, person.id)}
         sender = message.sender_address or message.sender
         if sender and canonical_address(sender) not in own:
             not_sent_by = person.email
-        tails = _tails_of(session, person.id, data)
-    explanation = explain(as_mail(message), tails, min_words=data.min_words, max_words=data.max_words)
+        learnt = _learnt_from(session, person.id, data)
+    explanation = explain(as_mail(message), learnt, min_words=data.min_words, max_words=data.max_words)
     return Cleaned(explanation, data.min_words, not_sent_by)
 
 
@@ -179,7 +178,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _tails_of(session: Session, user_id: str, data: DataConfig) -> frozenset[Tail]:
-    """Return the endings that training would cut from the user's mail."""
+def _learnt_from(session: Session, user_id: str, data: DataConfig) -> Learnt:
+    """Return what training would learn from the user's mailbox about each of its mails."""
     mails = stored_mail.fetch_sent_mail(session.db, user_id, data.max_mails)
-    return clean_mailbox(mails, min_words=data.min_words, max_words=data.max_words).tails
+    return clean_mailbox(mails, min_words=data.min_words, max_words=data.max_words).learnt

@@ -69,7 +69,7 @@ def check(mailbox: str, samples: Sequence[str] = tuple(SAMPLES)) -> Figures:
     by_id = {mail.id: mail for mail in mails}
     figures = Figures(mailbox, usable=len(cleaned.mails))
     for row in read_labels(mailbox, samples):
-        text = clean_mail(by_id[row["id"]], cleaned.tails)
+        text = clean_mail(by_id[row["id"]], cleaned.learnt)
         if hashlib.sha256(text.text.encode()).hexdigest()[:16] != row["text_sha256"]:
             raise StaleLabel(f"{mailbox} {row['id']}: decoding changed; see tests/labels/README.md")
         figures.labelled += 1

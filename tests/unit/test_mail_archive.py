@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.test_mail_pasted import explained
+from tests.unit import test_mail_pasted as plain
+from training.mail.archive import is_scanned_mailbox
+from training.mail.clean import Learnt, clean_mailbox
+from training.mail.explain import Explanation, explain
+from training.schemas import Mail
 
 SENDER = "Anna K. Berg"
 FIRST = "The harbour board meets on Thursday and we have not written a word of the"
 SECOND = "report that they asked for, so please send me your figures by noon."
+
+
+def explained(body: str, sender: str = "") -> Explanation:
+    mail = Mail(id="m", thread_id="t", position=0, body_text=body, sender=sender)
+    return explain(mail, Learnt(scanned=True))
 
 
 def own(body: str) -> str:
@@ -89,3 +98,34 @@ def test_a_stamp_within_a_line_is_left_out_and_the_words_stay(line: str, kept: s
 def test_a_letter_that_a_person_writes_about_paragraphs_is_no_stamp() -> None:
     text = f"{FIRST} {SECOND} See section 6(b) of the rule, and pier P6a on the map; PS (by the way): thanks."
     assert own(text) == text
+
+
+def test_a_few_stamped_mails_make_the_mailbox_a_scanned_one() -> None:
+    stamped = f"{FIRST}\n     ARMS Email System\n{SECOND}"
+    bodies = [f"Mail {n}. {FIRST} {SECOND}" for n in range(197)] + [stamped] * 3
+    assert is_scanned_mailbox(bodies) and not is_scanned_mailbox(bodies[:-1])
+    mails = [Mail(id=str(n), thread_id=str(n), position=n, body_text=body) for n, body in enumerate(bodies)]
+    assert clean_mailbox(mails).learnt.scanned
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "👍",
+        "^^",
+        "});",
+        "{",
+        "a[i] += b[j];",
+        "|---|---|",
+        "+---+---+",
+        "6",
+        "x",
+        "A",
+        "==== Next ====",
+        "P6/2",
+    ],
+)
+def test_in_mail_that_no_archive_scanned_everything_typed_stays(typed: str) -> None:
+    body = f"{FIRST} {SECOND}\n\n{typed}\n\n{SECOND}"
+    assert (plain.explained(body).own_words, plain.explained(body).cut) == (body, ())
+    assert not plain.explained(f"{FIRST} {SECOND}\n\n{SECOND}\n\n{SECOND}\n\nx", sender=SENDER).cut

@@ -22,7 +22,7 @@ SENDER = "Drew Fossum <drew.fossum@example.org>"
         ("Friday", "I moved the call into Drew's calendar for Monday at ten, as you asked."),
         ("Friday", f"I (Elizabeth) have just sent it. {INTRO}"),
         ("Ideas", f"2.   Moorings: {RULE}"),
-        ("", RULE.replace("board", "boardD,s")),
+        ("", RULE.replace("board", "boardD,s").replace("owner", "ownerD,s")),
     ],
 )
 def test_a_text_that_shows_another_writer_is_dropped(subject: str, body: str) -> None:
@@ -34,6 +34,14 @@ def test_a_text_that_shows_another_writer_is_dropped(subject: str, body: str) ->
     ("subject", "body"),
     [
         ("Update from Drew", INTRO),
+        ("Re: Update from Karen", INTRO),
+        ("Notes from Tuesday", INTRO),
+        ("Update from Tuesday", INTRO),
+        ("We made this!", INTRO),
+        ("Update from Karen", f"{INTRO}\n\nDrew"),
+        ("Friday", f"{INTRO} It is Part I (Introduction) of two."),
+        ("Friday", "My colleague said that Drew is very sorry for what happened at the meeting."),
+        ("Friday", f"We play D&D on Monday and O&M is on Tuesday; einen PhD, drei Jahre. {RULE}"),
         ("Call from Chris", INTRO),
         ("Docs get $ from Medicare", INTRO),
         ("Friday", f"{INTRO}\n\nDrew"),

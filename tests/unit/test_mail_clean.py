@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_a_signature_that_a_third_of_the_mails_share_is_learnt_and_cut() -> None
     bodies = [own_mail(n) + (signature if n % 2 else "") for n in range(20)]
     cleaned = mailbox(bodies)
     assert all("Trading" not in each.own_words for each in cleaned.mails)
-    assert clean_mail(mail(bodies[1]), cleaned.tails).own_words == own_mail(1)
+    assert clean_mail(mail(bodies[1]), cleaned.learnt).own_words == own_mail(1)
 
 
 def test_a_sign_off_that_every_mail_shares_is_voice_and_stays() -> None:
@@ -457,3 +458,24 @@ def test_a_signature_that_begins_the_body_is_no_text_of_its_own() -> None:
         "-- \nAnna Smith, builder of boats of every kind since 1997\nThe Slip, Wexmouth, by the old harbour"
     )
     assert clean(text).own_words == ""
+
+
+def test_parts_and_whole_lines_that_are_cut_never_overlap() -> None:
+    tail = 'Anna "Annie" Berg from Main Street\nGreen House'
+    bodies = [f"Mail number {n} is about the quay and the lamps on it.\n{tail}" for n in range(9)]
+    quoted = f'I call it "a thing one two three four five six seven eight nine ten eleven\n{tail}'
+    cleaned = clean_mailbox([mail(body, n) for n, body in enumerate([*bodies, quoted])])
+    text = clean_mail(mail(quoted), cleaned.learnt)
+    assert "Berg" not in text.own_words
+    cuts = sorted((cut.start, cut.end) for cut in text.cuts)
+    assert all(end <= start for (_, end), (start, _) in pairwise(cuts))
+
+
+def test_many_holes_cost_little() -> None:
+    started = time.process_time()
+    clean_mail(mail("answers to your questions\n" + "1. aaa bbb?\n" * 8_000))
+    clean_mail(mail('"a b c d e f g h i j k l" x ' * 3_500))
+    clean_mail(mail("plan themes:\n" * 1_400 + "We must go. " * 6_000))
+    clean_mail(mail("Record Type: Record P6/\n" + ("a" + "=" * 490 + "!!\n") * 180))
+    clean_mail(mail("Record Type: Record P6/\n" + ("a" + " " * 490 + "b\n") * 180))
+    assert time.process_time() - started < 5

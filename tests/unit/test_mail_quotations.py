@@ -46,6 +46,17 @@ def test_a_quotation_over_paragraphs_ends_with_its_last_mark() -> None:
     assert explained(unmarked).own_words == f"{INTRO}\n\nHe writes:\n\nWhat do you think?"
 
 
+def test_the_answer_below_a_quotation_over_paragraphs_stays() -> None:
+    body = f'"{LONG}\n\n{LONG}." I told him that this is no "failure".'
+    assert (
+        explained(f"{INTRO}\n\n{body}").own_words == f'{INTRO}\n\n"…" I told him that this is no "failure".'
+    )
+
+
+def test_what_the_author_says_to_a_quotation_is_no_source() -> None:
+    assert explained(f'{INTRO}\n\n"{LONG}" Can you believe that?').own_words.endswith("Can you believe that?")
+
+
 def test_a_scanner_reads_the_closing_mark_as_letters() -> None:
     assert explained(f'{INTRO} Please tell Ben "{LONG} II').own_words == f'{INTRO} Please tell Ben "…'
 

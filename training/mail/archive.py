@@ -35,10 +35,11 @@ _REDACTION = re.compile(
 )
 _REDACTION_HINTS = ("P6", "P_6", "P~6", "P5/(", "PS/(b")
 # What stands beside one at the right margin: a mark by hand, read as "[ooz]" or "[()\\){j", and broken boxes.
-_MARGIN = re.compile(r"\s{3,}(?:\S{0,4}[\[\]][^\n]{0,10}|[^\s\w]\S{0,6}|\S{0,12}[_~]{2,}\S{0,12})$")
-# "=====" above an attachment, on the last words of the text.
-_ATTACHMENT_BAR = re.compile(r"\s*(?:'\w)?(?:(?:[;=~] ?){5,}|[=~]{4,})(?:\s{0,4}ATT.{0,20}|\s{0,4}\w)?\s*$")
-_BARS = ("====", "~~~~", ";;;;", "; ; ;")
+_MARGIN = re.compile(r"(?<!\s)\s{3,}+(?:\S{0,4}[\[\]][^\n]{0,10}|[^\s\w]\S{0,6}|\S{0,12}?[_~]{2,}+\S{0,12})$")
+# What the scanner made of the rest of "==== ATTACHMENT 1 ====" at the end of a line.
+_AFTER_BAR = re.compile(r"(?:ATT.{0,20}|\b\w)$")
+_BAR_MARKS = ";=~ "
+_MIN_BAR = 4
 
 _NO_WORD = re.compile(r"[\W_]+$")
 # What people type without a letter: rules, faces, "!!!", dots.
@@ -58,7 +59,30 @@ _PAGE_BREAK = 4
 # A single digit at the end of a shorter text is more likely an answer than dirt.
 _MIN_TEXTS_ABOVE = 3
 
+# Text that only such an archive prints: one mail of a hundred with it makes the mailbox a scanned one.
+_ARCHIVED = (
+    "ARMS Email",
+    "Automated Records",
+    "PRESIDENTIAL",
+    "Hex-Dump",
+    "Library Photocopy",
+    "/(b)(6)",
+    "Record Type:",
+)
+_SCANNED_SHARE = 0.01
+_MIN_SCANNED = 3
+
 Columns = list[tuple[int, int]]
+
+
+def is_scanned(text: str) -> bool:
+    """Tell whether a body went through an archive's scanner."""
+    return any(mark in text for mark in _ARCHIVED)
+
+
+def is_scanned_mailbox(bodies: Sequence[str]) -> bool:
+    """Tell whether the mails of a mailbox did; a mail alone often shows nothing of it but its dirt."""
+    return sum(map(is_scanned, bodies)) >= max(_MIN_SCANNED, _SCANNED_SHARE * len(bodies))
 
 
 def is_record_sheet(line: str) -> bool:
@@ -66,47 +90,64 @@ def is_record_sheet(line: str) -> bool:
     return _RECORD_SHEET.match(line) is not None
 
 
-def find_marks(
+def find_stamps(text: str, lines: Sequence[str], own: Sequence[int]) -> set[int]:
+    """Return the numbers of own lines that an archive stamped on a page break of `text`."""
+    if not any(hint in text for hint in _PAGE_HINTS):
+        return set()
+    return {index for index in own if lines[index] and _PAGE_STAMP.match(lines[index].strip()[:200])}
+
+
+def find_dirt(
     text: str, lines: Sequence[str], own: Sequence[int], sender: str
 ) -> tuple[set[int], dict[int, Columns]]:
-    """Find what no person wrote among the own lines of `text`.
+    """Find what is nobody's word among the own lines of a scanned mail.
 
     Returns the numbers of whole lines, and for lines that are partly somebody's the (start, end) columns of
     what is nobody's. Linear in the text.
     """
     whole: set[int] = set()
     parts: dict[int, Columns] = {}
-    if any(hint in text for hint in _PAGE_HINTS):
-        whole |= {index for index in own if lines[index] and _PAGE_STAMP.match(lines[index].strip()[:200])}
     redacted = any(hint in text for hint in _REDACTION_HINTS)
-    if redacted or any(bar in text for bar in _BARS):
-        for index in own:
-            found = _parts(lines[index][:500], redacted)
-            if found and not any(map(str.isalnum, without(lines[index], found, ""))):
-                whole.add(index)
-            elif found:
-                parts[index] = found
+    for index in own:
+        found = _parts(lines[index][:500], redacted)
+        if found and not any(map(str.isalnum, _without(lines[index], found))):
+            whole.add(index)
+        elif found:
+            parts[index] = found
     whole |= _specks(lines, [index for index in own if index not in whole], sender, redacted)
     return whole, {index: found for index, found in parts.items() if index not in whole}
 
 
-def without(line: str, columns: Columns, mark: str) -> str:
-    """Return a line with `mark` in the place of each of the columns (in order, not overlapping)."""
+def _without(line: str, columns: Columns) -> str:
     for start, end in reversed(columns):
-        line = line[:start] + mark + line[end:]
+        line = line[:start] + line[end:]
     return line
 
 
 def _parts(line: str, redacted: bool) -> Columns:
     """Return the columns of redaction codes, margin marks and attachment bars, in order."""
     columns = [found.span() for found in _REDACTION.finditer(line)] if redacted else []
-    for pattern in (_ATTACHMENT_BAR, _MARGIN) if redacted else (_ATTACHMENT_BAR,):
-        end = columns[-1][1] if columns else 0
-        found = pattern.search(line, end)
-        # A line that is nothing but a bar is the attachment's or a rule of the author's.
-        if found and found.group().strip() and (end or line[: found.start()].strip()):
-            columns.append(found.span())
+    end = columns[-1][1] if columns else 0
+    start = _bar_start(line)
+    # A line that is nothing but a bar is the attachment's or a rule of the author's.
+    if start is not None and start >= end and line[:start].strip():
+        columns.append((start, len(line)))
+    elif redacted and (margin := _MARGIN.search(line, end)) and line[: margin.start()].strip():
+        columns.append(margin.span())
     return columns
+
+
+def _bar_start(line: str) -> int | None:
+    """Return where the bar at the end of a line begins, None when there is none."""
+    text = line.rstrip()
+    after = _AFTER_BAR.search(text, max(0, len(text) - 24))
+    if after:
+        text = text[: after.start()].rstrip()
+    kept = text.rstrip(_BAR_MARKS)
+    bar = text[len(kept) :]
+    if sum(mark in "=~" for mark in bar) >= _MIN_BAR or bar.count(";") > _MIN_BAR:
+        return len(kept)
+    return None
 
 
 def _specks(lines: Sequence[str], own: Sequence[int], sender: str, redacted: bool) -> set[int]:

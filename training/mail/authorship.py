@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from training.mail.owner import given_name, initials_of, owner_names
+from training.mail.owner import given_name, is_owners, owner_names
 from training.mail.signatures import is_closing
 from training.mail.speech import SPEAKER_OR_READER
+from training.mail.subjects import is_reply_subject
 
 # A lone name below that many words is a signature even without a closing above it.
 _SIGNED_WORDS = 150
@@ -26,19 +27,25 @@ _SIGNED_NAME = re.compile(
     r"[-~–—]?\s?[A-Z][a-zà-ÿ][\w'’.-]*(?: [A-Z][\w'’.-]*){0,2}[.,!]?$|[A-Z]{2,12}(?: [A-Z]{2,12}){1,2}$"
 )
 _FROM_SUBJECT = re.compile(
-    r"(?:^|\b(?i:updates?|notes?|summary|memo|comments|thoughts|message|report|suggestions?)\b.{0,60}\s)"
-    r"from (?P<name>[A-Z][a-z]+)\s*$"
+    r"^(?:.{0,80}\b(?i:updates?)\b.{0,60}\s)?from "
+    r"(?!(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun|Yester)day|To(?:day|morrow))(?P<name>[A-Z][a-z]+)\s*$"
 )
 _SUGGESTED_SUBJECT = re.compile(
-    r"\b(?:[Aa] (?:friend|colleague|reader)|[A-Z][a-z]+) (?:made|wrote|sent|suggested) (?:me |us )?this\b"
+    r"\b[Aa] (?:friend|colleague|reader) (?:made|wrote|sent|suggested) (?:me |us )?this\b"
     r"|\bposted on (?:their|its|the \w+['’]s?) web\b"
 )
 _BEGINS_LATE = re.compile(r"\s*(?:[2-9]|[1-9]\d)\.\s{2,}[A-Z]")
 _FOR_SOMEBODY = re.compile(r"(?:^|\n)[-~ ]*(?P<writer>[A-Z][a-z]+) for (?P<owner>[A-Z][a-z]+)[.,]?\s*$")
-_GLOSS = re.compile(r"\bI \(([A-Z][a-z]+)\)")
-# Curly quotation marks and apostrophes of a word processor that an older mail system read as letters.
+# "Part I (Introduction)" is no person.
+_GLOSS = re.compile(
+    r"(?<!Part )(?<!Phase )(?<!Type )(?<!War )(?<!Level )(?<!Stage )(?<!Title )(?<!Class )(?<!Annex )"
+    r"\bI \(([A-Z][a-z]+)\)"
+)
+# Curly quotation marks and apostrophes of a word processor that an older mail system read as letters; one may
+# be a slip of the keyboard.
+_PASTE_DAMAGE = re.compile(r"[a-z][DO],s?\b|\b[DO]&[A-Za-z]{2,}|\wD8\b")
 _DAMAGE_HINTS = ("D,", "O,", "D&", "O&", "D8")
-_PASTE_DAMAGE = re.compile(r"[a-z][DO][,&]s?\b|[a-z]D,|\b[DO]&\w|\wD8\b")
+_MIN_DAMAGES = 2
 
 
 def signing_name(text: str) -> str:
@@ -99,8 +106,9 @@ def is_somebody_elses(text: str, *, subject: str, sender: str) -> bool:
     processor does to apostrophes ("StateD,s"): a document, whoever wrote it.
     """
     names, given, subject = owner_names(sender), given_name(sender), subject[:200]
-    source = _FROM_SUBJECT.search(subject) if "from " in subject else None
-    if source and source["name"].lower() not in names:
+    by_owner = is_signed_by(text, sender, frozenset())
+    source = _FROM_SUBJECT.search(subject) if "from " in subject and not by_owner else None
+    if source and source["name"].lower() not in names and not is_reply_subject(subject):
         return True
     if (" this" in subject or " web" in subject) and _SUGGESTED_SUBJECT.search(subject):
         return True
@@ -111,29 +119,32 @@ def is_somebody_elses(text: str, *, subject: str, sender: str) -> bool:
         return True
     if "I (" in text and (gloss := _GLOSS.search(text)) and gloss[1].lower() not in names:
         return True
-    if given and len(text) <= _SHORT and _named(given).search(text):
+    if given and len(text) <= _SHORT and not by_owner and _named(given).search(text):
         return True
     return (
         any(damage in text for damage in _DAMAGE_HINTS)
-        and _PASTE_DAMAGE.search(text[:_MAX_CHARS]) is not None
+        and len(_PASTE_DAMAGE.findall(text[:_MAX_CHARS])) >= _MIN_DAMAGES
         and SPEAKER_OR_READER.search(text[:_MAX_CHARS]) is None
     )
 
 
 @lru_cache(maxsize=64)
 def _named(given: str) -> re.Pattern[str]:
-    """Return what somebody else says of a person: the name as a subject or an owner, not as a signature."""
+    """Return what a secretary says of a person: where they are and when they have time."""
     name = re.escape(given.capitalize())
-    return re.compile(rf"\b{name}(?:['’]s\b|\s+(?:is|has|was|will|would|can|asked|wants|needs|said)\b)")
+    return re.compile(
+        rf"(?<![\"“'‘])\b{name}(?:['’]s (?:calendar|schedule|office|desk|behalf)\b"
+        r"|(?: is|['’]s| will be) (?:\w+ly |not )?(?:available|unavailable|free|out of|away|travell?ing|"
+        r"in a meeting|in meetings|on vacation|on leave)\b)"
+    )
 
 
 def is_signed_by(text: str, sender: str, names: frozenset[str]) -> bool:
     """Tell whether a text ends in the author's name, initials or a name of `names` (letters, lower case)."""
-    last = text[-200:].rsplit("\n", 1)[-1].lower()
-    words = ["".join(filter(str.isalpha, word)) for word in last.split()[-6:]]
+    last = text[-200:].rsplit("\n", 1)[-1].split()[-6:]
+    words = ["".join(filter(str.isalpha, word)).lower() for word in last]
     ending = "".join(words[-3:])
     owners = owner_names(sender)
-    initials = initials_of(sender)
     return any(word in owners or word in names for word in (*words, ending)) or (
-        len(initials) >= 2 and bool(words) and words[-1].startswith(initials)
+        bool(last) and is_owners(last[-1], sender)
     )

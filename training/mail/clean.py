@@ -104,6 +104,16 @@ class CleanMail:
 
 
 @dataclass(frozen=True, slots=True)
+class Learnt:
+    """What only the whole mailbox tells about each of its mails."""
+
+    tails: frozenset[Tail] = frozenset()
+    """Repeated endings."""
+    scanned: bool = False
+    """Its mails went through an archive's scanner."""
+
+
+@dataclass(frozen=True, slots=True)
 class CleanedMailbox:
     """All usable mails in the order they were given, and what became of the others."""
 
@@ -117,8 +127,8 @@ class CleanedMailbox:
     machine_written: bool
     machine_reason: str
     """Why, as a sentence without its full stop, when `machine_written`; else ""."""
-    tails: frozenset[Tail] = field(default_factory=frozenset)
-    """The repeated endings that were cut; `clean_mail(mail, tails)` repeats the cut."""
+    learnt: Learnt = field(default_factory=Learnt)
+    """`clean_mail(mail, learnt)` repeats what was done to a mail."""
 
 
 def clean_mailbox(
@@ -140,8 +150,9 @@ def clean_mailbox(
     drop_of: dict[str, DropReason] = {}
 
     separated: list[_Separated] = []
+    scanned = archive.is_scanned_mailbox([mail.body_text for mail in mails])
     for done, mail in enumerate(mails, start=1):
-        separated.append(_separate(mail))
+        separated.append(_separate(mail, scanned))
         if on_progress and done % step == 0 and done < total:
             on_progress(done, total)
 
@@ -210,20 +221,20 @@ def clean_mailbox(
         replaced_secrets=replaced,
         machine_written=bool(templates),
         machine_reason=machine_reason,
-        tails=tails,
+        learnt=Learnt(tails, scanned),
     )
 
 
 def clean_mail(
     mail: Mail,
-    tails: frozenset[Tail] = frozenset(),
+    learnt: Learnt = Learnt(),
     *,
     min_words: int = MIN_WORDS,
     max_words: int = MAX_WORDS,
 ) -> CleanedText:
-    """Clean one mail; `tails` are the repeated endings of its mailbox (`CleanedMailbox.tails`)."""
-    part = _separate(mail)
-    cleaned = _finish(part, tails, min_words, max_words)
+    """Clean one mail; `learnt` is what its mailbox tells (`CleanedMailbox.learnt`)."""
+    part = _separate(mail, learnt.scanned)
+    cleaned = _finish(part, learnt.tails, min_words, max_words)
     return replace(cleaned, cuts=_spans(part.text, part.split), own_spans=_own_spans(part.text, part.split))
 
 
@@ -238,7 +249,7 @@ class _Separated:
     unclear: bool
 
 
-def _separate(mail: Mail) -> _Separated:
+def _separate(mail: Mail, scanned: bool) -> _Separated:
     drop = drop_by_headers(mail)
     text = decode_body(mail.body_text, mail.body_html)
     if not text.strip():
@@ -251,19 +262,25 @@ def _separate(mail: Mail) -> _Separated:
         html_split = quotes.split_quotes(html_text, subject=mail.subject)
         if html_text.strip() and not _is_unclear(html_split, html_text):
             text, split, unclear = html_text, html_split, False
+    _cut_lines(split, archive.find_stamps(text, split.lines, split.own), "archive stamp")
     _cut_after(split, *signatures.count_kept(split.lines, split.own))
-    marks, parts = archive.find_marks(text, split.lines, split.own, mail.sender)
-    if marks:
-        _cut_lines(split, marks, "archive stamp")
+    if scanned or archive.is_scanned(text):
+        _cut_dirt(split, text, mail.sender)
+    if drop is None and not unclear:
+        _cut_words_of_others(split, mail)
+    return _Separated(mail, text, split, drop, unclear)
+
+
+def _cut_dirt(split: QuoteSplit, text: str, sender: str) -> None:
+    dirt, parts = archive.find_dirt(text, split.lines, split.own, sender)
+    if dirt:
+        _cut_lines(split, dirt, "archive stamp")
         _cut_after(split, *signatures.count_kept(split.lines, split.own))
     split.holes += [
         Hole((index, start), (index, end), "archive stamp", " ")
         for index, columns in parts.items()
         for start, end in columns
     ]
-    if drop is None and not unclear:
-        _cut_words_of_others(split, mail)
-    return _Separated(mail, text, split, drop, unclear)
 
 
 def _cut_words_of_others(split: QuoteSplit, mail: Mail) -> None:
@@ -280,12 +297,24 @@ def _cut_words_of_others(split: QuoteSplit, mail: Mail) -> None:
     split.holes += [Hole(start, end, "introduced") for start, end in asked]
     quoted, holes = quotations.find_quotations(split.lines, split.own)
     _cut_lines(split, quoted, "quotation")
-    taken = {hole.start[0] for hole in split.holes}
-    split.holes += [
-        Hole(start, end, "quotation", quotations.MARK)
-        for start, end in holes
-        if taken.isdisjoint(range(start[0], end[0] + 1))
-    ]
+    split.holes += [Hole(start, end, "quotation", quotations.MARK) for start, end in holes]
+
+
+def _settle_holes(split: QuoteSplit) -> None:
+    """Order the holes, drop those that overlap an earlier one, and end each where the own lines end."""
+    if not split.holes:
+        return
+    own = frozenset(split.own)
+    settled: list[Hole] = []
+    for hole in sorted(split.holes):
+        if hole.start[0] not in own or (settled and hole.start < settled[-1].end):
+            continue
+        last = hole.start[0]
+        while last < hole.end[0] and last + 1 in own:
+            last += 1
+        end = hole.end if last == hole.end[0] else (last, len(split.lines[last]))
+        settled.append(replace(hole, end=end))
+    split.holes = settled
 
 
 def _is_unclear(split: QuoteSplit, text: str) -> bool:
@@ -332,6 +361,7 @@ def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words:
         tailed = before < len(split.own)
         if tailed:
             _cut_after(split, before, "repeated tail")
+    _settle_holes(split)
     own = paragraphs.unwrap(paragraphs.tidy(quotes.join_own(split.lines, split.own, split.holes)))
     words = len(own.split())
     drop = part.drop
@@ -414,8 +444,7 @@ def _spans(text: str, split: QuoteSplit) -> tuple[Cut, ...]:
         for reason, first, after in split.cuts
         if first < after
     ]
-    own = frozenset(split.own)
-    parts = [Cut(hole.reason, *_positions(starts, hole)) for hole in split.holes if hole.start[0] in own]
+    parts = [Cut(hole.reason, *_positions(starts, hole)) for hole in split.holes]
     return tuple(sorted([*whole, *parts], key=lambda cut: cut.start))
 
 
@@ -434,9 +463,7 @@ def _own_spans(text: str, split: QuoteSplit) -> tuple[tuple[int, int], ...]:
             previous = index
         elif index == previous + 1:
             previous = index  # a blank line between own lines does not part them
-    for hole in split.holes:
-        spans = _outside(spans, *_positions(starts, hole))
-    return tuple(spans)
+    return tuple(_outside(spans, [_positions(starts, hole) for hole in split.holes]))
 
 
 def _line_starts(lines: Sequence[str]) -> list[int]:
@@ -447,11 +474,20 @@ def _positions(starts: Sequence[int], hole: Hole) -> tuple[int, int]:
     return starts[hole.start[0]] + hole.start[1], starts[hole.end[0]] + hole.end[1]
 
 
-def _outside(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """Return spans without what lies between `start` and `end`."""
+def _outside(spans: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans without what lies in the holes; both in order and not overlapping."""
     left: list[tuple[int, int]] = []
-    for first, after in spans:
-        left += [
-            (low, high) for low, high in ((first, min(after, start)), (max(first, end), after)) if low < high
-        ]
+    at = 0
+    for start, end in spans:
+        while at < len(holes) and holes[at][1] <= start:
+            at += 1
+        place = start
+        number = at
+        while number < len(holes) and holes[number][0] < end:
+            if place < holes[number][0]:
+                left.append((place, holes[number][0]))
+            place = max(place, holes[number][1])
+            number += 1
+        if place < end:
+            left.append((place, end))
     return left

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from training.mail.clean import MAX_WORDS, MIN_WORDS, clean_mail
+from training.mail.clean import MAX_WORDS, MIN_WORDS, Learnt, clean_mail
 from training.mail.quotes import Cut
-from training.mail.signatures import Tail
 from training.schemas import DropReason, Mail
 
 
@@ -58,17 +57,17 @@ class Explanation:
 
 def explain(
     mail: Mail,
-    tails: frozenset[Tail] = frozenset(),
+    learnt: Learnt = Learnt(),
     *,
     min_words: int = MIN_WORDS,
     max_words: int = MAX_WORDS,
 ) -> Explanation:
     """Clean one mail and say why each piece of it goes. Never raises because of what the mail holds.
 
-    `tails` are the repeated endings of its mailbox (`CleanedMailbox.tails`). Judged by the mail alone:
+    `learnt` is what its mailbox tells (`CleanedMailbox.learnt`). Judged by the mail alone:
     a mailbox drops more, for its language, for near-duplicates and when a program wrote it.
     """
-    cleaned = clean_mail(mail, tails, min_words=min_words, max_words=max_words)
+    cleaned = clean_mail(mail, learnt, min_words=min_words, max_words=max_words)
     return Explanation(
         text=cleaned.text,
         own_words=cleaned.own_words,

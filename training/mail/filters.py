@@ -58,7 +58,7 @@ _MEETING_REQUEST = re.compile(r"\s{0,9}(?:\w{2,12}:[^\n]{0,300}\n\s{0,9}){1,4}(?
 _RECEIPT_SUBJECT = re.compile(
     r"\s{0,9}(?:(?:not )?read|gelesen|ungelesen|lu|leído|letto|gelezen|lido|läst)\s?:", re.I
 )
-_TASK_FIELD = re.compile(r"^\s{0,8}Task (?:Priority|Due On|Start Date|Status|Owner):", re.M)
+_TASK_FIELD = re.compile(r"^\s{0,8}Task (?:Priority|Due On|Start Date):", re.M)
 _RECEIPT_BODY = re.compile(
     r"was (?:read|deleted|displayed)|wurde .{0,60}(?:gelesen|gelöscht)|return receipt", re.I
 )

@@ -11,11 +11,12 @@ Calibrated on the eleven mailboxes beside the repository, all kept mails of whic
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from training.mail.owner import initials_of, owner_names
-from training.mail.paragraphs import Run, runs_of
+from training.mail.owner import is_owners
+from training.mail.paragraphs import Run, Span, runs_of
 from training.mail.signatures import is_closing
 from training.mail.speech import PERSON, QUOTED, SPEAKER_OR_READER, speaks
 
@@ -24,6 +25,7 @@ _MIN_WORDS = 15
 # A passage below a heading that nobody introduces by name: shorter ones are lists and dates of the author's.
 _MIN_PASSAGE_WORDS = 120
 _MAX_SENTENCE = 260
+_MAX_SENTENCE_LINES = 4
 # "Stay tuned, and have a good weekend. Anna"
 _MAX_CLOSING_WORDS = 8
 _MAX_CHARS = 20_000
@@ -33,41 +35,54 @@ _MAX_QUESTION_LINES = 6
 # Columns that a title of a page is set in by, at least.
 _TITLE_COLUMNS = 8
 
-Place = tuple[tuple[int, int], tuple[int, int]]
-"""((line, column), (line, column)), the end exclusive."""
-
 _ENDS = re.compile(r"(?::|;|--|—|–|\.{3,4})\s*\]?$")
 _SENTENCE = re.compile(r"(?<=[.?!])[\"”)]?\s+(?=[A-Z\[(])")
-_SOMEBODY = (
-    r"(?:he|she|they|who|interns?|staff(?:ers?)?|friends?|colleagues?|affairs|office|department|"
+_NAME = (
+    r"(?:interns?|staff(?:ers?)?|friends?|colleagues?|affairs|office|department|"
     r"(?!(?:I|We|You|This|That|These|Here|It|There)\b)[A-Z][\w.'’-]+)"
 )
-# A person wrote what follows: first and second persons in it are theirs.
+_SOMEBODY = rf"(?:he|she|they|who|{_NAME})"
+_HAS = r"(?:['’](?:s|ve|d))?\s+(?:\w+ly\s+|just\s+|has\s+|have\s+|had\s+)?"
+# A person wrote what follows: first and second persons in it are theirs. "Found" and "reported" are said of
+# anything ("Problems found:"), so there only a pronoun counts.
 _WRITTEN = re.compile(
-    rf"\b{_SOMEBODY}(?:['’](?:s|ve|d))?\s+(?:\w+ly\s+|just\s+|has\s+|have\s+|had\s+)?"
-    r"(?:(?:wrote|written)(?![^.?!:]*\b(?:saying|that)$)|reports?|reported|replied|found|responded|e-?mailed|"
-    r"sent\s+(?:us|me|over|this|these|back)|came\s+up\s+with)\b[^.?!:]{0,60}$"
+    rf"\b{_SOMEBODY}{_HAS}(?:(?:wrote|written)(?![^.?!:]*\b(?:saying|that)$)|replied|e-?mailed|"
+    r"sent\s+(?:us|me)\b)[^.?!:]{0,60}$"
+    rf"|\b(?:[Hh]e|[Ss]he|[Tt]hey){_HAS}(?:reported|found|responded)\b[^.?!:]{{0,60}}$"
     rf"|\b{_SOMEBODY}(?:['’]ve|\s+has|\s+have)?\s+(?:proposes?|proposed|wants?|wanted)\s+to\s+"
     r"(?:add|insert)\b[^.?!:]{0,80}$"
-    rf"|(?:\b{_SOMEBODY}\s+|^and\s+)would\s+edit\b[^.?!:]{{0,40}}$"
     r"|^\[[^\]]{0,80}\b(?:wrote|said|replied|answered)$"
-    r"|\b[Hh]ere(?:['’]s|\s+is|\s+are)\s+the\s+(?:\w+\s+){1,3}(?:that\s+)?you\s+(?:all\s+)?(?:received|got|saw)\b[^.?!:]{0,30}$"
     r"|\b(?:schrieb|schreibt|écrit|escribió|scrive|scritto|schreef|escreveu)\b[^.?!:]{0,40}$"
 )
+# The same before a dash or dots.
+_WRITTEN_BEFORE_DASH = re.compile(
+    rf"(?:\b{_SOMEBODY}|\band)\s+would\s+edit\s+(?:it\s+)?as\s+follows$"
+    r"|\b[Hh]ere(?:['’]s|\s+is|\s+are)\s+the\s+(?:\w+\s+){1,3}(?:that\s+)?you\s+(?:all\s+)?(?:received|got|saw)\b"
+    r"[^.?!:]{0,30}$"
+)
+_BY_AUTHOR = re.compile(
+    r"^I\b|\b(?:ich|je|yo|io|eu|ik|our)\b|\bj['’]|\bI['’]?(?:ve|d)?\s+(?:\w+\s+)?(?:wrote|sent|replied)\b",
+    re.I,
+)
+_OURS = re.compile(r"\b(?:my|our)\b", re.I)
 # A name alone on its line: the label belongs to what follows.
-_FROM = re.compile(r"\s*From\s+(?!(?:The|A|An|My|Our|Here|There)\b)[A-Z][\w.'’-]+(?:\s+[A-Z][\w.'’-]+)?\s?:$")
+_FROM = re.compile(r"\s*From\s+(?P<name>[A-Z][\w.'’-]+(?:\s+[A-Z][\w.'’-]+)?)\s?:$")
 # A text follows: it ends where the author speaks to somebody again.
 _TEXT = re.compile(
-    r"\b(?:which|statute|law|act|\w*\)|bill|section|clause|letter|memo|guidance|statement|regulations?|agreement|"
-    r"policy|title|paragraph|speech|article|contract|tariff|order|rule)\b[^.?!:]{0,50}"
+    r"\b(?:which|(?:statute|law|act|bill|section|clause|letter|memo|guidance|statement|"
+    r"regulations?|agreement|policy|paragraph|contract|tariff))\b[^.?!:]{0,50}"
     r"\s(?:reads?|says|states|provides)(?:\s+now|\s+as\s+follows|\s+in\s+(?:full|part))?$"
     r"|\bspeech\s+(?:now\s+)?has(?:\s+now)?$"
-    r"|\b(?:is|are)\s+defined(?:\s+in\s+part)?\s+as(?:\s+follows)?$"
     r"|^\W*(?i:key|salient|closing|relevant)\s+(?:sentences?|quotes?|excerpts?|passages?|paragraphs?|language)$"
-    r"|\b(?!(?:Our|My|This|Its|Here|That|What|Let|It)\b)[A-Z]\w+['’]s?\s+(?:version|draft|language|write-?up)$"
-    r"|\b[Aa]ccording\s+to\s+(?:his|her|their|the)\s+(?:press\s+|news\s+)?(?:advisory|release|letter|memo|notice)\b[^.?!:]{0,40}$"
+    r"|\b(?!(?:Our|My|This|Its|Here|That|What|Let|It|Today|Yesterday|\w+day)\b)[A-Z]\w+['’]s\s+"
+    r"(?:version|language|write-?up)$"
+    r"|\b[Aa]ccording\s+to\s+(?:his|her|their|the)\s+(?:press\s+|news\s+)?(?:advisory|release|letter|memo|notice)\b"
+    r"[^.?!:]{0,40}$"
     r"|\b(?:article|story|release|transcript|excerpt)\s+(?:follows|below)$",
 )
+# "… are defined as: (1) …": a clause with its own numbers.
+_DEFINED = re.compile(r"\b(?:is|are)\s+defined(?:\s+in\s+part)?\s+as(?:\s+follows)?$")
+_CLAUSE = re.compile(r"\s*\(?(?:\d{1,2}|[a-z])[.)]\s{2,}\S")
 # The same without a colon at the end of the sentence.
 _USES = re.compile(
     r"\bparagraph\s+(?:now\s+)?(?:would|will)\s+read\W?$|^current\s+(?:version|text|wording)\s+of\b.{0,40}$|"
@@ -116,11 +131,15 @@ _INTRODUCES = re.compile(
 _OWN_DRAFT = re.compile(r"\b(?:possible|suggested) (?:\w+ )?(?:language|wording|text)\b", re.I)
 # The headings of statutes, regulations and official questions.
 _DOCUMENT_HEADING = re.compile(
-    r"[ \t]*(?:(?:Section|Sec\.|§)\s?\d+(?:\.\d+)+[.:]?\s+[A-Z]|"
-    r"(?!I\.)[IVXL]{1,6}\.\s+[A-Z][A-Z ,'’&-]{12,}$|"
-    r"(?P<all>Pages?\s\d{1,3}[-–]\d{1,3}$|[\w*·-]{3,40}\s{1,4}(?:adj|adv|noun|verb|n|v)\.?\s1\.\s))"
+    r"[ \t]*(?:(?P<law>(?:Section|Sec\.|§)\s?\d+(?:\.\d+)+\.?\s+[A-Z])|"
+    r"(?P<roman>(?!I\.)[IVXL]{1,6}\.\s+[A-Z][A-Z ,'’&-]{12,}$)|"
+    r"(?P<word>[\w*·-]{3,40}\s{1,4}(?:adj|adv|noun|verb)\.?\s1\.\s))"
 )
-_HEADING_HINTS = ("Section ", "Sec. ", "§", "V. ", "X. ", "II. ", "Page ", "Pages ", " 1. ")
+_HEADING_HINTS = ("Section ", "Sec. ", "§", "V. ", "X. ", "II. ", " 1. ")
+# What a law says and a letter does not.
+_LAW = re.compile(r"\b(?:shall|must not|pursuant|herein|subsection)\b|\([a-z]\)")
+_FIRST_ROMAN = re.compile(r"^[ \t]*I\.\s", re.M)
+_DATE_ALONE = re.compile(r"\s*(?:\d{1,2}[./]\d{1,2}[./]\d{2,4}|[A-Z][a-z]{2,8}\.? \d{1,2}, \d{4})\s*$")
 _QUOTATION_MARKS = frozenset('"“„«')
 # Nobody thanks for what they wrote themselves: the paragraph above is the reader's.
 _THANKS_FOR_ABOVE = re.compile(
@@ -128,28 +147,33 @@ _THANKS_FOR_ABOVE = re.compile(
     r"(?:that )?you (?:like|enjoy)",
     re.I,
 )
-_ANSWERS = re.compile(r"\banswers\b.{0,40}\bquestions?\b|\byour (?:\S+ ){0,3}questions\b", re.I)
+_PRAISE = re.compile(
+    r"\byour\b.{0,200}\b(?:great|nice(?:ly)?|well|love|enjoy\w*|like|excellent|beautiful(?:ly)?|impress\w*|good)\b",
+    re.I | re.S,
+)
+_MAX_PRAISE_WORDS = 40
+_ANSWERS = re.compile(r"\banswers? to (?:your|\w+['’]s)\b.{0,40}\bquestions?\b", re.I)
 # A question, and further ones that follow it without a sentence between.
 _ASKED = re.compile(r"[^?]{1,400}\?+(?:[^?.!]{1,300}\?+)*")
 _NUMBERED = re.compile(r"[ \t]*(?:\(?\d{1,2}[.)}]|[a-z]\))\s{0,6}\S")
 
 
-def find_questions(lines: Sequence[str], own: Sequence[int], *, subject: str = "") -> list[Place]:
+def find_questions(lines: Sequence[str], own: Sequence[int], *, subject: str = "") -> list[Span]:
     """Return where the numbered questions stand that the author answers one by one, and says so.
 
-    Each from its number to its question mark, as ((line, column), (line, column)).
+    Each from its number to its last question mark.
     """
     above = " ".join([subject[:200], *(lines[index] for index in own[:_MAX_QUESTION_LINES])])
     if not _ANSWERS.search(above):
         return []
     items = [at for at, index in enumerate(own) if _NUMBERED.match(lines[index][:12])]
-    asked: list[Place] = []
+    asked: list[Span] = []
     for at, following in pairwise([*items, len(own)]):
         text = "\n".join(
             lines[own[position]] for position in range(at, min(following, at + _MAX_QUESTION_LINES))
         )
         question = _ASKED.match(text)
-        if question:
+        if question and own[at + question.group().count("\n")] == own[at] + question.group().count("\n"):
             last = own[at + question.group().count("\n")]
             asked.append(((own[at], 0), (last, question.end() - text.rfind("\n", 0, question.end()) - 1)))
     return asked if len(asked) >= _MIN_QUESTIONS else []
@@ -160,8 +184,8 @@ def find_introduced(
 ) -> list[Run]:
     """Return the positions in `own` of text that is somebody else's by what stands above it; in order.
 
-    A closing or the author's name at the very end stays. Linear in the text; looks at the first 20,000
-    characters.
+    A closing or the author's name at the very end stays. Introductions are looked for in the first 20,000
+    characters; what they introduce may go on to the end.
     """
     runs = runs_of(lines, own)
     if not runs:
@@ -180,12 +204,17 @@ def find_introduced(
     found += [
         above
         for above, (start, _) in pairwise(runs)
-        if _THANKS_FOR_ABOVE.match(lines[own[start]]) and above != runs[0]
+        if _THANKS_FOR_ABOVE.match(lines[own[start]]) and above != runs[0] and _is_praise(lines, own, *above)
     ]
     if " " * _TITLE_COLUMNS in text:
         found += _poster(lines, own, runs)
     end = _before_closing(lines, own, runs, sender) if found else len(own)
     return [(start, min(after, end)) for start, after in _joined(found) if start < end]
+
+
+def _is_praise(lines: Sequence[str], own: Sequence[int], start: int, end: int) -> bool:
+    text = _joined_lines(lines, own, start, end)
+    return len(text.split()) <= _MAX_PRAISE_WORDS and _PRAISE.search(text) is not None
 
 
 def _before_closing(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], sender: str) -> int:
@@ -194,8 +223,7 @@ def _before_closing(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run
     words = _joined_lines(lines, own, start, end).split()
     if len(runs) < 2 or len(words) > _MAX_CLOSING_WORDS:
         return len(own)
-    last = "".join(filter(str.isalpha, words[-1])).lower()
-    signed = last in owner_names(sender) or (len(last) >= 2 and initials_of(sender).startswith(last))
+    signed = is_owners(words[-1], sender)
     return start if signed or is_closing(lines[own[start]]) else len(own)
 
 
@@ -205,46 +233,57 @@ def _introductions(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]
     found: list[Run] = []
     done = 0
     starts = {start for start, _ in runs}
-    for start, end in runs:
-        for position in range(start, min(end, last + 1)):
+    for at, (start, end) in enumerate(runs):
+        for position in range(max(start, done), min(end, last + 1)):
             line = lines[own[position]].rstrip()
-            if position < done or not (position == end - 1 or _ENDS.search(line[-8:])):
+            ends = _ENDS.search(line[-8:])
+            if not ends and position < end - 1:
                 continue
-            below = next((at for at in range(position + 1, len(own)) if lines[own[at]].strip()), None)
-            if below is None:
-                break
+            below = position + 1 if position + 1 < end else runs[at + 1][0] if at + 1 < len(runs) else None
+            if below is None or lines[own[below]].lstrip()[0] in _QUOTATION_MARKS:
+                continue  # a quotation ends with its mark
             sentence = _sentence(lines, own, start, position)
-            ends = _ENDS.search(sentence)
             if not ends and (below not in starts or not any(hint in sentence for hint in _USE_HINTS)):
                 continue
-            bare = sentence[: ends.start()].rstrip() if ends else sentence
-            if lines[own[below]].lstrip()[0] in _QUOTATION_MARKS:
-                continue  # a quotation ends with its mark
-            if ends and _WRITTEN.search(bare):
-                after = _to_bracket(lines, own, runs, below)
-            elif (
-                ends
-                and _PROGRAMME.search(bare)
-                and _CREED.search(" ".join(lines[own[at]] for at in range(below, len(own))))
-            ):
-                after = _to_speech(lines, own, runs, below)
-            elif ends and _FROM.match(line):
-                below, after = position, _to_bracket(lines, own, runs, below)
-            elif (_TEXT if ends else _USES).search(bare):
-                after = _to_speech(lines, own, runs, below)
-            else:
+            passage = _introduced_by(sentence, lines, own, runs, position, below)
+            if passage is None:
                 continue
-            if sum(len(lines[own[at]].split()) for at in range(below, after)) >= _MIN_WORDS:
-                found.append((below, after))
-                done = after
+            if sum(len(lines[own[where]].split()) for where in range(*passage)) >= _MIN_WORDS:
+                found.append(passage)
+                done = passage[1]
     return found
+
+
+def _introduced_by(
+    sentence: str, lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], position: int, below: int
+) -> Run | None:
+    """Return the positions of what a sentence, which ends at `position`, says to be another's."""
+    ends = _ENDS.search(sentence)
+    if ends is None:
+        return (below, _to_speech(lines, own, runs, below)) if _USES.search(sentence) else None
+    bare = sentence[: ends.start()].rstrip()
+    label = _FROM.match(lines[own[position]])
+    if label:
+        above = " ".join(lines[own[at]] for at in range(position))[:_MAX_CHARS]
+        known = label["name"].split()[-1] in above
+        return (position, _to_bracket(lines, own, runs, below)) if known else None
+    by_colon = ends.group()[0] == ":"
+    if (_WRITTEN if by_colon else _WRITTEN_BEFORE_DASH).search(bare) and not _BY_AUTHOR.search(bare):
+        return below, _to_bracket(lines, own, runs, below)
+    if (
+        (_TEXT.search(bare) and not _OURS.search(bare))
+        or (_DEFINED.search(bare) and _CLAUSE.match(lines[own[below]]))
+        or (_PROGRAMME.search(bare) and _CREED.search(_joined_lines(lines, own, below, len(own))))
+    ):
+        return below, _to_speech(lines, own, runs, below)
+    return None
 
 
 def _sentence(lines: Sequence[str], own: Sequence[int], start: int, position: int) -> str:
     """Return the last sentence of the lines from position `start` to `position`."""
     sentence = ""
-    for at in range(position, start - 1, -1):
-        sentence = f"{lines[own[at]].strip()} {sentence}".rstrip()
+    for at in range(position, max(start, position - _MAX_SENTENCE_LINES) - 1, -1):
+        sentence = f"{lines[own[at]].strip()[-_MAX_SENTENCE:]} {sentence}".rstrip()
         if len(sentence) > _MAX_SENTENCE:
             break
     return _SENTENCE.split(sentence[-_MAX_SENTENCE:])[-1]
@@ -252,17 +291,15 @@ def _sentence(lines: Sequence[str], own: Sequence[int], start: int, position: in
 
 def _to_bracket(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], below: int) -> int:
     """Return where what somebody wrote ends: at a remark of the author's in brackets, or with the mail."""
-    for start, _ in runs:
-        if start > below and lines[own[start]].lstrip().startswith("["):
+    for start, _ in runs[bisect_right(runs, (below, len(own))) :]:
+        if lines[own[start]].lstrip().startswith("["):
             return start
     return len(own)
 
 
 def _to_speech(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run], below: int) -> int:
     """Return the start of the first later paragraph that speaks to somebody; the end when none does."""
-    for start, end in runs:
-        if start <= below:
-            continue
+    for start, end in runs[bisect_right(runs, (below, len(own))) :]:
         text = _joined_lines(lines, own, start, end)
         if SPEAKER_OR_READER.search(QUOTED.sub(" ", text)) or is_closing(lines[own[start]]):
             return start
@@ -316,22 +353,29 @@ def _headed_passage(
 
 
 def _documents(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]) -> list[Run]:
-    """Find numbered headings of a document, each with what follows until the author speaks to somebody."""
+    """Find numbered headings of a law or an inquiry, each with what follows until the author speaks to
+    somebody, and entries of a dictionary."""
     found: list[Run] = []
     done = 0
+    agenda = any(_FIRST_ROMAN.match(lines[own[start]]) for start, _ in runs)
     for start, _ in runs:
         heading = _DOCUMENT_HEADING.match(lines[own[start]][:200]) if start >= done else None
-        if heading:
-            done = len(own) if heading["all"] else _to_speech(lines, own, runs, start)
-            found.append((start, done))
+        if heading is None or (heading["roman"] and agenda):
+            continue
+        after = len(own) if heading["word"] else _to_speech(lines, own, runs, start)
+        if heading["law"] and not _LAW.search(_joined_lines(lines, own, start, after)):
+            continue
+        found.append((start, after))
+        done = after
     return found
 
 
 def _poster(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]) -> list[Run]:
-    """Find a page that was pasted whole: its title, in capitals and set in the middle, comes first."""
+    """Find a page that was pasted whole: a date and a title in capitals, set in the middle, come first."""
     head = [lines[own[position]] for start, end in runs[:2] for position in range(start, end)][:6]
     centred = [line for line in head if line.startswith(" " * _TITLE_COLUMNS) and line.isupper()]
-    return [(0, len(own))] if len(centred) >= 2 else []
+    dated = _DATE_ALONE.match(head[0]) is not None
+    return [(0, len(own))] if dated and len(centred) >= 2 else []
 
 
 def _joined(found: Sequence[Run]) -> list[Run]:

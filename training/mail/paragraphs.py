@@ -21,6 +21,8 @@ _THREE_LINES = re.compile(r"\n{4,}")
 
 Run = tuple[int, int]
 """(first, after the last): positions in a list of line numbers."""
+Span = tuple[tuple[int, int], tuple[int, int]]
+"""((line, column), (line, column)): from one place of a text to another, the end exclusive."""
 
 
 def runs_of(lines: Sequence[str], own: Sequence[int]) -> list[Run]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from training.mail.paragraphs import Run, runs_of
+from training.mail.paragraphs import Run, Span, runs_of
 
 MIN_QUOTED_WORDS = 12
 # "… in a safe place." Senator Murray, September 10, 1997: what may follow a quotation that is a paragraph.
@@ -23,22 +23,19 @@ MARK = "…"
 _OPEN = re.compile(r"(?:(?<=[\s(\[:—–-])|^)(?:[\"“„«]|``|'')(?=[^\s\"“”])")
 # Scanners read a closing mark as two letters.
 _CLOSE = re.compile(r"(?:[\"”“»]|'')(?=[\s.,;:)\]!?—–-]|$)|(?<=[.!?,\w] )(?:II|ll|11)[ \t]*$")
-_CLOSING_MARKS = "\"”“»'"
+_CLOSES = "\"”“»'"
 _MARKS = ('"', "“", "„", "«", "''")
 _INTRODUCES = re.compile(r"(?:[:;]|--|—|–|\.{3})\s*$")
 
-Hole = tuple[tuple[int, int], tuple[int, int]]
-"""((line, column), (line, column)): from one place of the text to another, the end exclusive."""
 
-
-def find_quotations(lines: Sequence[str], own: Sequence[int]) -> tuple[set[int], list[Hole]]:
+def find_quotations(lines: Sequence[str], own: Sequence[int]) -> tuple[set[int], list[Span]]:
     """Find long quotations in own lines.
 
-    Returns the numbers of lines that are nothing else, and the places of quotations that stand within a
-    sentence of the author's. Linear in the text.
+    Returns the numbers of lines that are nothing else, and where quotations stand within a sentence of the
+    author's. Linear in the text.
     """
     whole: set[int] = set()
-    holes: list[Hole] = []
+    holes: list[Span] = []
     introduced = False
     runs = runs_of(lines, own)
     at = 0
@@ -57,20 +54,17 @@ def find_quotations(lines: Sequence[str], own: Sequence[int]) -> tuple[set[int],
                     at += more
                     end = runs[at - 1][1]
                     text = _text(lines, own, start, end)
-                    closed = _last_close(text)
+                    closed = _CLOSE.search(text, len(_text(lines, own, start, runs[at - 1][0])))
             if closed is None:
                 cut = leads and introduced and len(text.split()) >= MIN_QUOTED_WORDS
                 break
             place = closed.end()
             if len(text[opened.end() : closed.start()].split()) < MIN_QUOTED_WORDS:
                 continue
-            source = text[place:].strip()
-            cut = leads and (
-                not source or ("\n" not in text[place:] and len(source.split()) <= _MAX_SOURCE_WORDS)
-            )
+            cut = leads and (not text[place:].strip() or _is_source(text[place:]))
             if cut:
                 break
-            end_of_words = closed.start() if closed.group()[0] in _CLOSING_MARKS else closed.end()
+            end_of_words = closed.start() if closed.group()[0] in _CLOSES else closed.end()
             holes.append((_place(own, start, text, opened.end()), _place(own, start, text, end_of_words)))
         if cut:
             whole.update(index for index in own[start:end] if lines[index].strip())
@@ -103,8 +97,12 @@ def _paragraphs_to_close(lines: Sequence[str], own: Sequence[int], runs: Sequenc
     return 0
 
 
-def _last_close(text: str) -> re.Match[str] | None:
-    closed = None
-    for closed in _CLOSE.finditer(text):  # noqa: B007  the last one
-        pass
-    return closed
+def _is_source(text: str) -> bool:
+    """Tell whether what follows a quotation names where it is from: names and dates on the same line."""
+    words = text.split()
+    return (
+        "\n" not in text.strip()
+        and len(words) <= _MAX_SOURCE_WORDS
+        and (text.lstrip()[0] in "-–—(" or all(word[0].isupper() or word[0].isdigit() for word in words))
+        and text.rstrip()[-1] not in "?!"
+    )

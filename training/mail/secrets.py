@@ -217,7 +217,10 @@ _PASS_HINT, _SSN_HINT = re.compile(r"pass[ \t]{0,3}[:=]"), re.compile(r"-\d\d-\d
 _SORT_HINT = re.compile(r"-\d\d-\d\d[^\d-]")
 _LOGIN_HINTS = ("login", "log-in", "credentials", "zugangsdaten", "anmeldedaten", "identifiants", "user")
 _KEY_HINTS = ("key", "token", "secret")
-_CODE_HINT = re.compile(r"code|codice|código|kod|one[- ]time|\b(?:otp|tan|2fa|mfa)\b|(?:pin|key|number)s?\b")
+_CODE_HINT = re.compile(
+    r"code|codice|código|kod|p\.i\.n|one[- ]time|\b(?:otp|tan|2fa|mfa)\b|(?:key|number)s?\b|"
+    r"pin(?![a-z])|pins\b"
+)
 
 
 def redact(text: str) -> Redacted:
