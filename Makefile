@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Test files that run side by side; the stacks of tests/e2e have the machine to themselves.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-all lint bench up down deploy clean
@@ -25,8 +27,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## train and show one person's voice   [MBOX=path USER_EMAIL=me@x.org]
 	@$(BIN)/ownvoice demo $(if $(MBOX),--mbox '$(MBOX)') $(if $(USER_EMAIL),--user '$(USER_EMAIL)')
 
-test: setup ## the test suite but for what takes long (half an hour or so on two cores)
-	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e -m "not docker and not slow"
+test: setup ## the test suite but for what takes long (half an hour or so on two cores)   [JOBS=4]
+	$(BIN)/python -m pytest tests/unit tests/integration -m "not docker and not slow" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest tests/e2e -m "not docker and not slow"
 
 test-long: setup ## only what `make test` leaves out: a cohort of eight, long faults, the gate on trained adapters, and a job in containers
 	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e -m "docker or slow"
