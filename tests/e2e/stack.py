@@ -188,8 +188,18 @@ class Running:
         body = {"flow_runs": {"tags": {"all_": [f"job:{job_id}"]}}}
         return sorted(self.prefect_all("flow_runs/filter", body), key=lambda run: str(run["created"]))
 
+    def _status(self, job_id: str) -> str | None:
+        with self.database() as database, database.connection() as connection:
+            row = connection.execute(
+                'SELECT "status" FROM "FineTuningJob" WHERE "id" = %s', (job_id,)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
     def wait_for_job(self, job_id: str, *statuses: str, timeout_s: float = TRAIN_S) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
+            # Asked of the row: a command takes two seconds of processor from the training that is waited for.
+            if self._status(job_id) not in (*statuses, "COMPLETED", "FAILED", "CANCELLED"):
+                return None
             found = self.job(job_id)
             assert found["status"] in statuses or found["status"] not in (
                 "COMPLETED",
