@@ -366,7 +366,7 @@ def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words:
     words = len(own.split())
     drop = part.drop
     replaced = 0
-    answered = mail.answered_text or split.answered_text
+    answered = ""
     if drop is None:
         drop = _drop_by_content(part, own, words, min_words, max_words)
     if words:
@@ -380,11 +380,9 @@ def _finish(part: _Separated, tails: frozenset[Tail], min_words: int, max_words:
             if drop is None and (mostly or len(left.split()) < min_words):
                 drop = DropReason.SECRET
             own = redacted.text
-    if answered and drop is None:
-        if mail.answered_text:
-            answered = _answered_from_store(mail.answered_text)
-        answered = paragraphs.unwrap(paragraphs.tidy(answered))
-        answered = secrets.redact(answered).text
+    if drop is None:
+        answered = _answered_from_store(mail.answered_text) if mail.answered_text else split.answered_text
+        answered = secrets.redact(paragraphs.unwrap(paragraphs.tidy(answered))).text
     return CleanedText(
         text=part.text,
         own_words=own,

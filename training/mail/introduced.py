@@ -187,10 +187,10 @@ def find_introduced(
     A closing or the author's name at the very end stays. Introductions are looked for in the first 20,000
     characters; what they introduce may go on to the end.
     """
-    runs = runs_of(lines, own)
-    if not runs:
-        return []
     text = "\n".join([lines[index] for index in own])[:_MAX_CHARS]
+    runs = runs_of(lines, own)
+    if len(text.split(None, _MIN_WORDS)) <= _MIN_WORDS or not runs:
+        return []
     found = _introductions(lines, own, runs, text.count("\n"))
     if any(hint in text for hint in _ANNOUNCE_HINTS):
         start = _announced(lines, own, runs)

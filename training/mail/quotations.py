@@ -37,15 +37,21 @@ def find_quotations(lines: Sequence[str], own: Sequence[int]) -> tuple[set[int],
     whole: set[int] = set()
     holes: list[Span] = []
     introduced = False
+    quoting = {index for index in own if any(mark in lines[index] for mark in _MARKS)}
+    if not quoting:
+        return whole, holes
     runs = runs_of(lines, own)
     at = 0
     while at < len(runs):
         start, end = runs[at]
-        text = _text(lines, own, start, end)
         at += 1
+        if quoting.isdisjoint(own[start:end]):
+            introduced = _INTRODUCES.search(lines[own[end - 1]][-40:]) is not None
+            continue
+        text = _text(lines, own, start, end)
         place = 0
         cut = False
-        while any(mark in text for mark in _MARKS) and (opened := _OPEN.search(text, place)):
+        while opened := _OPEN.search(text, place):
             leads = not text[: opened.start()].strip()
             closed = _CLOSE.search(text, opened.end())
             if closed is None and leads:
@@ -68,7 +74,7 @@ def find_quotations(lines: Sequence[str], own: Sequence[int]) -> tuple[set[int],
             holes.append((_place(own, start, text, opened.end()), _place(own, start, text, end_of_words)))
         if cut:
             whole.update(index for index in own[start:end] if lines[index].strip())
-        introduced = cut or _INTRODUCES.search(text[-40:]) is not None
+        introduced = cut or _INTRODUCES.search(lines[own[end - 1]][-40:]) is not None
     return whole, holes
 
 

@@ -64,14 +64,21 @@ class QuoteSplit:
     holes: list[Hole] = field(default_factory=list)
     """Parts of own lines that are not the author's; they do not overlap."""
     kind: QuoteKind | None = None
-    answered_text: str = ""
-    """The most recent quoted message without headers and without what it quotes itself."""
+    quoted: list[str] = field(default_factory=list)
+    """Content of ">" lines, one level removed."""
+    body_after: int | None = None
+    """The first line of a quoted message that nothing marks."""
     ambiguous: bool = False
     """The layout allows more than one reading: ask `is_confirmed`."""
     inline: bool = False
     """Own lines stand below a marked quote: ask `is_confirmed`."""
     hopeless: bool = False
     """There is no telling where the quote ends."""
+
+    @property
+    def answered_text(self) -> str:
+        """Return the most recent quoted message without headers and without what it quotes itself."""
+        return "" if self.kind is None else _answered_text(self.lines, self.quoted, self.body_after)
 
 
 # The quoted message is context for training, cut to a token limit later; more is not kept.
@@ -186,13 +193,12 @@ _NAME_TOKEN = re.compile(
 )
 
 
-def split_quotes(text: str, *, subject: str = "", _nested: bool = False) -> QuoteSplit:
+def split_quotes(text: str, *, subject: str = "") -> QuoteSplit:
     """Separate own lines from quoted ones in a decoded body. Linear in the length of `text`."""
     lines = text.split("\n")
     split = QuoteSplit(lines, [])
     own = split.own
-    quoted: list[str] = []  # content of ">" lines, one level removed
-    body_after: int | None = None  # first line of an unmarked quoted message
+    quoted = split.quoted
     count = len(lines)
     i = 0
     while i < count:
@@ -239,7 +245,7 @@ def split_quotes(text: str, *, subject: str = "", _nested: bool = False) -> Quot
                 i = body
                 continue
             split.cuts.append((kind.value, start, count))
-            body_after = body if body_after is None else body_after
+            split.body_after = body if split.body_after is None else split.body_after
             break
 
         if line[-1] in ":：":
@@ -262,15 +268,13 @@ def split_quotes(text: str, *, subject: str = "", _nested: bool = False) -> Quot
                 if not own_has_words(lines, own):
                     split.hopeless = True
                 split.cuts.append(("reply", i + 1, count))
-                body_after = i + 1
+                split.body_after = i + 1
                 break
 
         own.append(i)
         split.inline |= bool(split.cuts)
         i += 1
 
-    if not _nested and split.kind is not None:
-        split.answered_text = _answered_text(lines, quoted, body_after)
     return split
 
 
@@ -626,7 +630,7 @@ def _answered_text(lines: Sequence[str], quoted: Sequence[str], body_after: int 
     text = _head(source)
     if not text.strip():
         return ""
-    inner = split_quotes(text, _nested=True)
+    inner = split_quotes(text)
     # "> On … wrote:" and "> > …" above the answered words leave nothing of their own on top.
     return join_own(inner.lines, inner.own)
 
