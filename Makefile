@@ -32,8 +32,8 @@ test: setup ## the test suite but for what takes long (half an hour or so on two
 	$(BIN)/python -m pytest tests/e2e -m "not docker and not slow"
 
 test-long: setup ## only what `make test` leaves out: a cohort of eight, long faults, the gate on trained adapters, and a job in containers
-	$(BIN)/python -m pytest tests/integration -m "docker or slow" -n $(JOBS) --dist loadfile
 	$(BIN)/python -m pytest tests/e2e -m "docker or slow"
+	$(BIN)/python -m pytest tests/integration -m "docker or slow" -n $(JOBS) --dist loadfile
 
 test-all: test test-long ## every test there is
 
