@@ -461,7 +461,9 @@ def _own_spans(text: str, split: QuoteSplit) -> tuple[tuple[int, int], ...]:
             previous = index
         elif index == previous + 1:
             previous = index  # a blank line between own lines does not part them
-    return tuple(_outside(spans, [_positions(starts, hole) for hole in split.holes]))
+    if split.holes:
+        spans = _outside(spans, [_positions(starts, hole) for hole in split.holes])
+    return tuple(spans)
 
 
 def _line_starts(lines: Sequence[str]) -> list[int]:

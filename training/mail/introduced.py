@@ -29,6 +29,8 @@ _MAX_SENTENCE_LINES = 4
 # "Stay tuned, and have a good weekend. Anna"
 _MAX_CLOSING_WORDS = 8
 _MAX_CHARS = 20_000
+# More own lines are no letter but data: the mail is dropped for its length.
+_MAX_LINES = 5_000
 # The numbered questions of a list that somebody answers.
 _MIN_QUESTIONS = 3
 _MAX_QUESTION_LINES = 6
@@ -187,6 +189,8 @@ def find_introduced(
     A closing or the author's name at the very end stays. Introductions are looked for in the first 20,000
     characters; what they introduce may go on to the end.
     """
+    if len(own) > _MAX_LINES:
+        return []
     text = "\n".join([lines[index] for index in own])[:_MAX_CHARS]
     runs = runs_of(lines, own)
     if len(text.split(None, _MIN_WORDS)) <= _MIN_WORDS or not runs:
@@ -232,7 +236,6 @@ def _introductions(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]
     follows."""
     found: list[Run] = []
     done = 0
-    starts = {start for start, _ in runs}
     for at, (start, end) in enumerate(runs):
         for position in range(max(start, done), min(end, last + 1)):
             line = lines[own[position]].rstrip()
@@ -243,7 +246,7 @@ def _introductions(lines: Sequence[str], own: Sequence[int], runs: Sequence[Run]
             if below is None or lines[own[below]].lstrip()[0] in _QUOTATION_MARKS:
                 continue  # a quotation ends with its mark
             sentence = _sentence(lines, own, start, position)
-            if not ends and (below not in starts or not any(hint in sentence for hint in _USE_HINTS)):
+            if not ends and (position < end - 1 or not any(hint in sentence for hint in _USE_HINTS)):
                 continue
             passage = _introduced_by(sentence, lines, own, runs, position, below)
             if passage is None:
