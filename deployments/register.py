@@ -309,9 +309,15 @@ def _wait_until_ready(client: httpx.Client, wait_s: float) -> None:
 
 
 def _send(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
-    """Send one request; a server that is briefly busy (SQLite lock: 503) is asked up to four times."""
+    """Send one request; a server that is briefly busy (SQLite lock: 503, or no answer in time) is asked up to
+    four times."""
     for attempt in range(4):
-        response = client.request(method, path, json=body)
+        try:
+            response = client.request(method, path, json=body)
+        except httpx.ReadTimeout:
+            if attempt == 3:
+                raise
+            continue
         if response.status_code not in BUSY:
             break
         time.sleep(0.5 * 2**attempt)
