@@ -33,6 +33,8 @@ def event(**fields: Any) -> JobEvent:
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
+    # A console that was made in a process with COLUMNS, as pytest-xdist's workers are, keeps that width.
+    monkeypatch.setattr(terminal.console, "width", 160)
 
 
 def assert_harmless(shown: str) -> None:
