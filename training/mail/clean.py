@@ -9,9 +9,9 @@
     introduced   what the author says to be somebody else's, questions that are answered, documents
     quotations   long passages in quotation marks
     tails        last lines that the mailbox repeats in 30 % of its mails or more
-    machine      a mailbox that a program wrote
-    authorship   mails that somebody else wrote: their name under it or in the subject, bare forwards
     length       too short, too long
+    machine      logs and markup, a mailbox that a program wrote
+    authorship   mails that somebody else wrote: their name under it or in the subject, bare forwards
     language     mails outside the mailbox's main languages
     duplicates   near-duplicates of an earlier mail
     secrets      keys, passwords, numbers and links replaced
