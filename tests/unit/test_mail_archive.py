@@ -129,3 +129,30 @@ def test_in_mail_that_no_archive_scanned_everything_typed_stays(typed: str) -> N
     body = f"{FIRST} {SECOND}\n\n{typed}\n\n{SECOND}"
     assert (plain.explained(body).own_words, plain.explained(body).cut) == (body, ())
     assert not plain.explained(f"{FIRST} {SECOND}\n\n{SECOND}\n\n{SECOND}\n\nx", sender=SENDER).cut
+
+
+REMAINS = " In short we should arrange a briefing so that they see how much\nthey won by it."
+
+
+def test_what_is_left_of_an_answered_mail_is_cut_behind_blank_lines_and_a_space() -> None:
+    result = explained(f"{FIRST}\n{SECOND}\n\n\n\n{REMAINS}\n", sender=SENDER)
+    assert [cut.reason for cut in result.cut] == ["quote"]
+    assert result.own_words.split() == [*FIRST.split(), *SECOND.split()]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{FIRST}\n{SECOND}\n\n\n{REMAINS}",
+        f"{FIRST}\n{SECOND}\n\n\n\n{REMAINS.lstrip()}",
+        f" {FIRST}\n {SECOND}\n\n\n\n{REMAINS}",
+        f"{FIRST}\n{SECOND}\n\n\n\n    {REMAINS}",
+    ],
+    ids=["two blank lines", "at the margin", "everything has a space", "set in"],
+)
+def test_text_behind_blank_lines_stays_without_the_space(body: str) -> None:
+    assert own(body).split() == [*FIRST.split(), *SECOND.split(), *REMAINS.split()]
+
+
+def test_in_mail_that_no_archive_scanned_a_space_behind_blank_lines_says_nothing() -> None:
+    assert not plain.explained(f"{FIRST}\n{SECOND}\n\n\n\n{REMAINS}", sender=SENDER).cut

@@ -56,6 +56,8 @@ _LOWER_RUN = re.compile(r"[a-zà-ÿ]{3}")
 _GARBLED = re.compile(r"[{}~\\^|§]")
 # Blank lines that a page break leaves.
 _PAGE_BREAK = 4
+# Blank lines above text that is left of an answered mail whose header and marks are gone.
+_REMAINS_GAP = 3
 # A single digit at the end of a shorter text is more likely an answer than dirt.
 _MIN_TEXTS_ABOVE = 3
 
@@ -116,6 +118,29 @@ def find_dirt(
             parts[index] = found
     whole |= _specks(lines, [index for index in own if index not in whole], sender, redacted)
     return whole, {index: found for index, found in parts.items() if index not in whole}
+
+
+def count_without_remains(lines: Sequence[str], own: Sequence[int]) -> int:
+    """Return how many of the own lines of a scanned mail stand above what is left of an answered one.
+
+    Without its header and its marks that still stands behind three blank lines or more and begins with one
+    space, below text that begins at the margin. In the ten mailboxes of tests/labels such a line is somebody
+    else's in 105 mails and the author's in one.
+    """
+    for at in range(_REMAINS_GAP, len(own)):
+        line = lines[own[at]]
+        if not line.startswith(" ") or line[1:2].isspace() or len(line) == 1:
+            continue
+        if any(not _is_blank(lines[own[before]]) for before in range(at - _REMAINS_GAP, at)):
+            continue
+        above = [lines[index] for index in own[:at] if not _is_blank(lines[index])]
+        if above and not any(text[0].isspace() for text in above):
+            return at
+    return len(own)
+
+
+def _is_blank(line: str) -> bool:
+    return not line or line.isspace()
 
 
 def _without(line: str, columns: Columns) -> str:

@@ -265,13 +265,14 @@ def _separate(mail: Mail, scanned: bool) -> _Separated:
     _cut_lines(split, archive.find_stamps(text, split.lines, split.own), "archive stamp")
     _cut_after(split, *signatures.count_kept(split.lines, split.own))
     if scanned or archive.is_scanned(text):
-        _cut_dirt(split, text, mail.sender)
+        _cut_what_was_scanned(split, text, mail.sender)
     if drop is None and not unclear:
         _cut_words_of_others(split, mail)
     return _Separated(mail, text, split, drop, unclear)
 
 
-def _cut_dirt(split: QuoteSplit, text: str, sender: str) -> None:
+def _cut_what_was_scanned(split: QuoteSplit, text: str, sender: str) -> None:
+    _cut_after(split, archive.count_without_remains(split.lines, split.own), "quote")
     dirt, parts = archive.find_dirt(text, split.lines, split.own, sender)
     if dirt:
         _cut_lines(split, dirt, "archive stamp")
