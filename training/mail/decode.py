@@ -21,6 +21,7 @@ _QUOTE_EDGE_LINES = 200
 
 _QUOTE_RUN = re.compile(r"(?:^[ \t]*+>[^\r\n]*+(?:\r\n?|\n|\Z))++", re.M)
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u2060\ufeff\ufffd]")
+_CONTROL_BYTES = bytes(code for code in range(128) if _CONTROL.match(chr(code)))
 _ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 # A rule of "=" ends no line softly: a true "=" is encoded itself.
 _SOFT_BREAK = re.compile(r"(?<!=)=[ \t]{0,4}\n")
@@ -87,11 +88,16 @@ def normalise_text(text: str) -> str:
         text = _mend_unicode(text)
     if "=" in text and _QP_EVIDENCE.search(text):
         text = _decode_quoted_printable(text)
-    if _CONTROL.search(text):
+    if _may_hold_control(text) and _CONTROL.search(text):
         text = _CONTROL.sub("", text)
     if "ATTACH" in text or "======" in text:
         text = _GLUED_ATTACHMENT.sub("\n", text)
     return text
+
+
+def _may_hold_control(text: str) -> bool:
+    """Tell by its bytes whether ASCII text holds control characters: a tenth of what searching it takes."""
+    return not text.isascii() or len(text.encode().translate(None, _CONTROL_BYTES)) < len(text)
 
 
 def _mend_unicode(text: str) -> str:

@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 SHINGLE_WORDS = 5
 THRESHOLD = 0.7
@@ -26,29 +27,27 @@ def find_near_duplicates(texts: Sequence[str], *, threshold: float = THRESHOLD) 
     The earliest of a group stays. Time is linear in the number of shingles plus 64 comparisons a text.
     """
     shingled = [_shingles(text) for text in texts]
-    frequency = Counter(shingle for shingles in shingled for shingle in shingles)
+    frequency = Counter(chain.from_iterable(shingled))
+    shared_by_some = [shingle for shingle, count in frequency.items() if count > 1]
     # One global order, rarest first. Only equal frequencies are ordered by chance, and any order will do.
-    rank = {shingle: place for place, shingle in enumerate(sorted(frequency, key=frequency.__getitem__))}
-    unique = sum(count == 1 for count in frequency.values())
+    rank = {shingle: place for place, shingle in enumerate(sorted(shared_by_some, key=frequency.__getitem__))}
     index: dict[int, list[int]] = {}
     duplicates: dict[int, int] = {}
     for position, shingles in enumerate(shingled):
-        if not shingles:
-            continue
         size = len(shingles)
-        prefix = sorted(map(rank.__getitem__, shingles))[: size - math.ceil(threshold * size) + 1]
-        # Ranks below `unique` occur in this text alone: they fill the prefix but point nowhere.
-        shared_ranks = [place for place in prefix if place >= unique]
-        candidates: Counter[int] = Counter()
-        for place in shared_ranks:
-            candidates.update(index.get(place, ())[-_MAX_CANDIDATES:])
-        for other, _ in candidates.most_common(_MAX_CANDIDATES):
+        ranks = sorted([rank[shingle] for shingle in shingles & rank.keys()])
+        # Shingles of this text alone are the rarest: they fill the prefix but point nowhere.
+        prefix = ranks[: max(0, len(ranks) - math.ceil(threshold * size) + 1)]
+        if not prefix:
+            continue
+        found = (index.get(place, ())[-_MAX_CANDIDATES:] for place in prefix)
+        for other, _ in Counter(chain.from_iterable(found)).most_common(_MAX_CANDIDATES):
             shared = len(shingles & shingled[other])
             if shared >= threshold * (size + len(shingled[other]) - shared):
                 duplicates[position] = other
                 break
         else:
-            for place in shared_ranks:
+            for place in prefix:
                 index.setdefault(place, []).append(position)
     return duplicates
 

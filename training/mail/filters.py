@@ -149,6 +149,7 @@ def _drop_by_fields(headers: dict[str, str], sender: str) -> DropReason | None:
 # ---- shape -----------------------------------------------------------------------------------------
 
 _TAG = re.compile(r"</?[A-Za-z][\w:.-]{0,60}[^<>\n]{0,200}>")
+_MAX_PLAIN_WORD = 31
 _PLAIN_WORD = re.compile(r"(?<![\w\\/_.=@:-])[A-Za-zÀ-ɏͰ-ӿ]['’\w]{0,30}(?![\w\\/_=@]|[.:]\w)")
 _MACHINE_LINE = re.compile(
     r"\s{0,20}(?:[A-Z][A-Z0-9]{1,20}_[A-Z0-9_]{2,30}\s?[:=]|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d|"
@@ -167,7 +168,10 @@ def looks_machine_written(text: str) -> bool:
         return True
     if any(map(str.isalpha, sample)) and sample.isascii():
         tokens = sample.split()
-        return len(tokens) >= 12 and len(_PLAIN_WORD.findall(sample)) < 0.3 * len(tokens)
+        # Most texts have enough words between spaces alone, and the pattern need not count the rest.
+        bare = sum([token.isalpha() and len(token) <= _MAX_PLAIN_WORD for token in tokens])
+        few = 0.3 * len(tokens)
+        return len(tokens) >= 12 and bare < few and len(_PLAIN_WORD.findall(sample)) < few
     return False
 
 

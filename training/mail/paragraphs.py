@@ -47,7 +47,8 @@ def tidy(text: str) -> str:
     indent = min((len(line) - len(line.lstrip()) for line in lines if line), default=0)
     if indent:
         lines = [line[indent:] for line in lines]
-    return _THREE_LINES.sub("\n\n\n", "\n".join(lines)).strip()
+    tidied = "\n".join(lines)
+    return (_THREE_LINES.sub("\n\n\n", tidied) if "\n\n\n\n" in tidied else tidied).strip()
 
 
 def unwrap(text: str) -> str:
@@ -79,18 +80,18 @@ def unwrap(text: str) -> str:
 
 
 def _is_full(line: str, following: str, width: int) -> bool:
-    if len(line) < _MIN_WRAP - 10 or not following or _NEW_ITEM.match(following) or line[-1] == ":":
+    if not following or not _MIN_WRAP - 10 <= len(line) <= _MAX_WRAP:
         return False
-    if len(line) > _MAX_WRAP:
+    if len(line) + 1 + len(following.split(None, 1)[0]) <= width - _SLACK:
+        return False
+    if line[-1] == ":" or _NEW_ITEM.match(following):
         return False
     if ("    " in line or "    " in following or "\t" in line or "\t" in following) and (
         _has_columns(line) or _has_columns(following)
     ):
         return False
     indent, next_indent = len(line) - len(line.lstrip()), len(following) - len(following.lstrip())
-    if next_indent > indent and not _NEW_ITEM.match(line):
-        return False
-    return len(line) + 1 + len(following.split(None, 1)[0]) > width - _SLACK
+    return next_indent <= indent or _NEW_ITEM.match(line) is not None
 
 
 def _has_columns(line: str) -> bool:

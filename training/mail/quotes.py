@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import StrEnum
+from typing import NamedTuple
 
 import quotequail
 
@@ -96,7 +97,7 @@ _LABELS = {
     "Enviado em|Enviada|Enviada em|Fecha|Data|Inviato|Inviato il|Verzonden|Skickat|Sendt|Dato|Wysłano|"
     "Odesláno|Lähetetty|Дата",
     "to": "To|T0|An|À|A|Para|Aan|Till|Til|Do|Komu|Vastaanottaja|Pour|Per|Destinataire|Destinatario|Кому",
-    "cc": r"Cc|c\.c\.|ce|Kopie|Copie|Copia|Kopia|Kopi|CCO",
+    "cc": "Cc|c.c.|ce|Kopie|Copie|Copia|Kopia|Kopi|CCO",
     "subject": "Subject|Subj ect|SUbject|Betreff|Objet|Sujet|Asunto|Oggetto|Onderwerp|Assunto|Ämne|Emne|"
     "Temat|"
     "Předmět|Aihe|Тема",
@@ -104,10 +105,11 @@ _LABELS = {
     "Bcc|"
     "Attachments|Anlagen|Sensitivity|Message-ID|Delivered-To",
 }
-_LABEL = re.compile(
-    r"\*?(?:" + "|".join(f"(?P<{name}>{words})" for name, words in _LABELS.items()) + r")[ \t]{0,3}\*?[:：;]",
-    re.I,
-)
+_KIND_OF_LABEL = {word.lower(): kind for kind, words in _LABELS.items() for word in words.split("|")}
+_LABEL_END = re.compile("[:：;]")
+# The longest label, its mark of bold type and its colon.
+_MAX_LABEL = 32
+_MAX_LABEL_GAP = 3
 _LABEL_FIRST = frozenset("*fvdlersgitaàápkcovbäöoотдк" + "FVDLERSGITAÀÁPKCOVBÄÖOОТДКwWmM")
 
 _FORWARD_WORDS = (
@@ -420,19 +422,42 @@ def _separator_or_header(
     if not first.isalpha() and "/" in line and " on " in line and _is_notes_forward(line[:200]):
         return index, _body_after_separator(lines, index), QuoteKind.FORWARD
     if first in _LABEL_FIRST:
-        label = _LABEL.match(line)
-        if label and (label.lastgroup != "other" or first in "rR"):
+        label = _label_of(line)
+        if label and (label.kind != "other" or first in "rR"):
             # Of the other labels only "Record Type:" and "Reply-To:" ever come first.
             block = _header_block(lines, index)
             if block is not None:
                 return _with_rule_above(lines, _lead_start(lines, index)), block, None
-            if label.lastgroup == "subject" and subject and _repeats_subject(line[label.end() :], subject):
+            if label.kind == "subject" and subject and _repeats_subject(line[label.end :], subject):
                 return index, index + 1, QuoteKind.FORWARD  # the author deleted the rest of the header
             if _WIRE.match(line):
                 return index, index + 1, QuoteKind.FORWARD
     if len(line) < 4_000 and " Subject:" in line and _ONE_LINE_HEADER.search(line):
         return index, index + 1, None
     return None
+
+
+class Label(NamedTuple):
+    """The label that a line of a header begins with."""
+
+    kind: str
+    """A key of `_LABELS`."""
+    end: int
+    """The column after its colon."""
+
+
+def _label_of(line: str) -> Label | None:
+    """Return the label at the start of a line, "Subject :" or in bold "*From:*"; None for any other line."""
+    head = line[:_MAX_LABEL]
+    if ":" not in head and ";" not in head and "：" not in head:
+        return None
+    colon = _LABEL_END.search(head)
+    if colon is None:
+        return None
+    word = line[: colon.start()].removeprefix("*").removesuffix("*")
+    bare = word.rstrip(" \t")
+    kind = _KIND_OF_LABEL.get(bare.lower()) if len(word) - len(bare) <= _MAX_LABEL_GAP else None
+    return None if kind is None else Label(kind, colon.end())
 
 
 def _nearly_marker(line: str) -> QuoteKind | None:
@@ -466,7 +491,7 @@ def _body_after_separator(lines: Sequence[str], index: int) -> int:
         line = lines[at].strip()
         if not line:
             continue
-        if _LABEL.match(line):
+        if _label_of(line):
             block = _header_block(lines, at)
             if block is not None:
                 return block
@@ -497,9 +522,9 @@ def _header_block(lines: Sequence[str], start: int) -> int | None:
             if blanks > 3:
                 break
             continue
-        found = _LABEL.match(line)
+        found = _label_of(line)
         if found:
-            label = found.lastgroup or ""
+            label = found.kind
             others += label == "other"
             if (label in labels and label != "other") or others > 8:
                 break
@@ -566,7 +591,7 @@ def _lead_start(lines: Sequence[str], start: int) -> int:
             rest = _AM_PM.sub("", line[: date.start()] + line[date.end() :])
             named |= sum(map(str.isalpha, rest)) >= 3
             top = index
-        elif not dated and (_LABEL.match(line) or _RESPOND.match(line)):
+        elif not dated and (_label_of(line) or _RESPOND.match(line)):
             pass
         elif _looks_like_name(line) and (blanks == 0 or (dated and not named and blanks <= 2)):
             named |= dated

@@ -161,7 +161,8 @@ _SORT_PAIR = re.compile(
     re.I,
 )
 _SORTED_ACCOUNT = re.compile(r"\b((?:acc(?:oun)?t|acc|a/c)[^\n\d]{0,25})\d{4} ?\d{4}(?!\d)", re.I)
-_CARD = re.compile(r"(?<![\w.+-])[2-6]\d{3}(?:[ .\xa0-]?\d){9,15}(?![\w-])")
+# The digit stands before what may not stand before it: the engine then looks at digits only.
+_CARD = re.compile(r"[2-6](?<![\w.+-]\d)\d{3}(?:[ .\xa0-]?\d){9,15}(?![\w-])")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ \xa0-]?[A-Z0-9]){11,31}", re.I)
 _URL = re.compile(r"(?:\b[a-z][a-z0-9+.-]{1,15}://|\bwww\.)[^\s<>\"']{4,4000}", re.I)
 _URL_SECRET = re.compile(
@@ -216,11 +217,25 @@ _PASSWORD_HINTS = (
 _PASS_HINT, _SSN_HINT = re.compile(r"pass[ \t]{0,3}[:=]"), re.compile(r"-\d\d-\d{4}")
 _SORT_HINT = re.compile(r"-\d\d-\d\d[^\d-]")
 _LOGIN_HINTS = ("login", "log-in", "credentials", "zugangsdaten", "anmeldedaten", "identifiants", "user")
+_PASSPHRASE_HINT = re.compile(rf"(?:{'|'.join(_PASSWORD_HINTS)})[^\n:=]{{0,16}}[:=]")
+_API_KEY_HINTS = (
+    "sk-", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox",
+    "AKIA", "ASIA", "AIza", "ya29.", "hf_", "npm_", "pypi-", "SG.", "xapp-", "GOCSPX-", "whsec_",
+    "AGE-SECRET-KEY-1", "dop_v1_", "shpat_", "eyJ",
+)  # fmt: skip
 _KEY_HINTS = ("key", "token", "secret")
+_NAMED_KEY_HINT = re.compile(r"(?:key|token|secret)[\"']?\s{0,3}(?:is|[:=])")
+_IBAN_HINT = re.compile(r"\d\d(?<=[A-Za-z]{2}\d\d)")
+# Every alternative begins with a letter: the engine then skips all others.
 _CODE_HINT = re.compile(
-    r"code|codice|código|kod|p\.i\.n|one[- ]time|\b(?:otp|tan|2fa|mfa)\b|(?:key|number)s?\b|"
-    r"pin(?![a-z])|pins\b"
+    r"code|codice|código|kod|p\.i\.n|one[- ]time|otp\b(?<=\botp)|tan\b(?<=\btan)|2fa\b(?<=\b2fa)|"
+    r"mfa\b(?<=\bmfa)|keys?\b|numbers?\b|pin(?![a-z])|pins\b"
 )
+# The longest word ("code de confirmation"), its gap and a value of which only the last character is a digit.
+_CODE_WITH_DIGIT = re.compile(
+    r"(?:code|codice|código|kod|otp|tan|2fa|mfa|pin|key|number|password)[^\n]{0,60}\d"
+)
+_CODE_FIRST_HINT = re.compile(r"\d (?:is|ist|est|es) ")
 
 
 def redact(text: str) -> Redacted:
@@ -228,7 +243,8 @@ def redact(text: str) -> Redacted:
     lowered = text.lower()
     some_digit = _DIGIT.search(text) is not None
     digits = some_digit and _DIGITS.search(text) is not None
-    long_token = max(map(len, text.split()), default=0) >= 16
+    longest = max(map(len, text.split()), default=0)
+    long_token = longest >= 16
     hinted_password = any(hint in lowered for hint in _PASSWORD_HINTS)
     hinted_login = "/" in text and any(hint in lowered for hint in _LOGIN_HINTS)
     if not (some_digit or long_token or hinted_password or hinted_login or "-----BEGIN" in text):
@@ -241,18 +257,21 @@ def redact(text: str) -> Redacted:
     if "://" in text or "www." in lowered:
         text = counter.sub(_URL, _replace_url, text)
     if long_token:
-        text = counter.sub(_API_KEY, lambda match: "[API key]", text)
+        if any(hint in text for hint in _API_KEY_HINTS):
+            text = counter.sub(_API_KEY, lambda match: "[API key]", text)
         if "bearer " in lowered or "basic " in lowered:
             text = counter.sub(_BEARER, lambda match: f"{match[1]} [API key]", text)
     if hinted_password:
-        text = counter.sub(_PASSPHRASE, _replace_passphrase, text)
+        if _PASSPHRASE_HINT.search(lowered):
+            text = counter.sub(_PASSPHRASE, _replace_passphrase, text)
         if _PASS_HINT.search(lowered):
             text = counter.sub(_PASS, _replace_pass, text)
         text = counter.sub(_PASSWORD, _replace_password, text)
     if hinted_login:
         text = counter.sub(_LOGIN_PAIR, _replace_login, text)
     if any(hint in lowered for hint in _KEY_HINTS):
-        text = counter.sub(_NAMED_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
+        if _NAMED_KEY_HINT.search(lowered):
+            text = counter.sub(_NAMED_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
         if long_token:
             text = counter.sub(_BARE_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
     if digits:
@@ -262,7 +281,8 @@ def redact(text: str) -> Redacted:
             text = counter.sub(_SORT_PAIR, lambda match: "[account number]", text)
         if _SSN_HINT.search(text):
             text = counter.sub(_BARE_SSN, lambda match: "[ID number]", text)
-        text = counter.sub(_IBAN, _replace_iban, text)
+        if _IBAN_HINT.search(text):
+            text = counter.sub(_IBAN, _replace_iban, text)
         text = counter.sub(_CARD, _replace_card, text)
     if some_digit:
         if _CODE_HINT.search(lowered):
@@ -270,15 +290,17 @@ def redact(text: str) -> Redacted:
             if " pin " in lowered:
                 text = counter.sub(_OWN_PIN, lambda match: f"{match[1]}[code]", text)
             text = counter.sub(_PIN_SAID, lambda match: f"{match[1]}{match[2]}[code]", text)
-            text = counter.sub(_CODE, _replace_code, text)
+            if _CODE_WITH_DIGIT.search(lowered):
+                text = counter.sub(_CODE, _replace_code, text)
             if "code" in lowered:
                 text = counter.sub(_CODE_SAID, _replace_code, text)
-            text = counter.sub(_CODE_FIRST, lambda match: "[code]", text)
+            if _CODE_FIRST_HINT.search(lowered):
+                text = counter.sub(_CODE_FIRST, lambda match: "[code]", text)
         if "cv" in lowered or "security code" in lowered:
             text = counter.sub(_CVV, lambda match: f"{match[1]}[code]", text)
         if "ssn" in lowered or "social security" in lowered:
             text = counter.sub(_SSN, lambda match: f"{match[1]}[ID number]", text)
-    if long_token:
+    if longest >= 32:
         text = counter.sub(_LONG_TOKEN, lambda match: "[API key]", text)
     return Redacted(text, counter.count, counter.removed_chars)
 
