@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from store.database import Database
-from tests.e2e.stack import MERRIN, SAMPLE, TRAIN_S, YARD, CommandLine, Running, processes_of
+from tests.e2e.stack import MERRIN, PATIENCE, SAMPLE, TRAIN_S, YARD, CommandLine, Running, processes_of
 from training.settings import PROJECT_ROOT
 
-TIMEOUT_S = 900
+TIMEOUT_S = 900 * PATIENCE
 """Of a test that starts the stack or waits for trainings: a few minutes on two idle cores."""
-LONG_TIMEOUT_S = 1800
+LONG_TIMEOUT_S = 1800 * PATIENCE
 """Of one that waits for faults to be noticed, or for an image to be built."""
 
 

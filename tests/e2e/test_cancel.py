@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tests.e2e.stack import SMALL, Answer, CommandLine, Running, finish, wait_for
+from tests.e2e.stack import PATIENCE, SMALL, Answer, CommandLine, Running, finish, wait_for
 
 THEA = "thea@example.net"
 CANCEL_S = 15.0
@@ -75,9 +75,9 @@ def paused(running: Running, pool: str) -> Iterator[None]:
 
 def wait_for_training(running: Running, job_id: str) -> None:
     def trains() -> bool:
-        return any(event["data"].get("phase") == "train" for event in running.job(job_id)["events"])
+        return any(event.data.get("phase") == "train" for event in running.events(job_id))
 
-    wait_for(trains, f"job {job_id} to train", timeout_s=240)
+    wait_for(trains, f"job {job_id} to train", timeout_s=240 * PATIENCE)
 
 
 def test_second_train_for_a_person_is_told_of_the_first(two_trains: tuple[Answer, Answer]) -> None:
@@ -153,7 +153,7 @@ def test_job_that_is_cancelled_after_its_process_died_leaves_no_mail(
     running.run_process(job["id"]).kill()
 
     def waits_again() -> bool:
-        return any(event["message"].startswith("Queued again") for event in running.job(job["id"])["events"])
+        return any(event.message.startswith("Queued again") for event in running.events(job["id"]))
 
     wait_for(waits_again, "the job to be queued again")
     assert [run["state_type"] for run in running.training_runs(job["id"])] == ["CANCELLED"]

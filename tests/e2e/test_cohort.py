@@ -16,9 +16,9 @@ import pytest
 
 from store import jobs, users
 from tasks.trainers import decide_trainers, usable_cores
-from tests.e2e.stack import SMALL, TRAIN_S, Running, wait_for
+from tests.e2e.stack import ENDED, SMALL, TRAIN_S, Running, wait_for
 from training.config import load_train_config
-from training.schemas import Trigger
+from training.schemas import JobStatus, Trigger
 
 pytestmark = pytest.mark.slow
 
@@ -63,10 +63,10 @@ def cohort(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     spoilt = running.folder(ids[POISONED])
     wait_for((spoilt / "report.json").exists, "the data set to spoil")
     (spoilt / "dataset.jsonl").write_text(f'{{"{SPOILT}":')
-    wait_for(lambda: running.job(ids[0])["status"] == "TRAINING" or None, "the training to begin")
+    wait_for(lambda: running.row(ids[0]).status == JobStatus.TRAINING or None, "the training to begin")
     running.command("cancel", ids[CANCELLED], "--json")
     wait_for(
-        lambda: all(running.job(id)["status"] in ("COMPLETED", "FAILED", "CANCELLED") for id in ids) or None,
+        lambda: all(running.row(id).status in ENDED for id in ids) or None,
         "all eight to end",
         timeout_s=2 * TRAIN_S,
     )

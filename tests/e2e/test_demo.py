@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import MainJob
-from tests.e2e.stack import MERRIN, SAMPLE, CommandLine, Running
+from tests.e2e.stack import MERRIN, SAMPLE, TRAIN_S, CommandLine, Running
 from training.dataset import NEUTRAL_INSTRUCTIONS
 
 HEADLINES = (
@@ -43,7 +43,7 @@ def test_demo_on_a_missing_mailbox_says_so_before_it_starts_anything(tmp_path: P
 def test_demo_ends_with_everything_a_newcomer_wants_to_see(main_job: MainJob, running: Running) -> None:
     """The second training of this person, so the data are there and an adapter is already in use."""
     quick = running.command.with_variables(OWNVOICE_TRAIN_CONFIG="cpu-smoke")
-    out = quick("demo", timeout_s=420).out
+    out = quick("demo", timeout_s=TRAIN_S).out
     places = [out.index(headline) for headline in HEADLINES]
     assert places == sorted(places)
     part = dict(

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.adapters import smollm2_gguf
-from tests.e2e.stack import SMALL, CommandLine, Running, wait_for
+from tests.e2e.stack import PATIENCE, SMALL, TRAIN_S, CommandLine, Running, wait_for
 from tests.e2e.weird_mail import write_weird_mailbox
 from tests.ollama_server import OllamaServer
 from training.base_models import find_base_model
+from training.schemas import JobStatus
 
 OLIN = "olin@example.net"
 
@@ -50,13 +51,13 @@ def wait_for_step(running: Running, job_id: str, since: str, at_least: int) -> N
     """Wait until the training has reported a step after the newest event with the message `since`."""
 
     def reached() -> bool:
-        job = running.job(job_id)
-        assert job["status"] not in ("COMPLETED", "FAILED"), f"{job['status']}: {job['errorMessage']}"
-        said = [n for n, event in enumerate(job["events"]) if event["message"].startswith(since)]
-        new = [event["data"] for event in job["events"][said[-1] :]] if said else []
+        row, events = running.row(job_id), running.events(job_id)
+        assert row.status not in (JobStatus.COMPLETED, JobStatus.FAILED), f"{row.status}: {row.error_message}"
+        said = [n for n, event in enumerate(events) if event.message.startswith(since)]
+        new = [event.data for event in events[said[-1] :]] if said else []
         return any(data.get("phase") == "train" and data["step"] >= at_least for data in new)
 
-    wait_for(reached, f"step {at_least} of job {job_id}", timeout_s=240)
+    wait_for(reached, f"step {at_least} of job {job_id}", timeout_s=240 * PATIENCE)
 
 
 # ---- the misfortunes ---------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def ollama(
 def published(
     running: Running, unserved: Moment, ollama: OllamaServer, ollama_command: CommandLine
 ) -> Moment:
-    ollama_command("retry", unserved.job["id"], "--follow", "--json", timeout_s=420)
+    ollama_command("retry", unserved.job["id"], "--follow", "--json", timeout_s=TRAIN_S)
     return look(running, unserved.job["id"])
 
 

@@ -58,7 +58,7 @@ def test_job_goes_on_by_itself_when_its_process_is_killed(
     with holding.connection() as connection:
         connection.execute('INSERT INTO "HeldStage" VALUES (%s)', (stage,))
     job_id = running.command("train", PERSON, "--config", preset, "--json").json["id"]
-    wait_for(lambda: running.job(job_id)["stage"] == stage or None, f"the stage {stage}", TRAIN_S)
+    wait_for(lambda: running.row(job_id).stage == stage or None, f"the stage {stage}", TRAIN_S)
     time.sleep(0.5)  # into the stage's own work
     running.run_process(job_id).kill()
     with holding.connection() as connection:

@@ -15,7 +15,7 @@ import pytest
 
 from store import users
 from store.database import Database
-from tests.e2e.stack import SMALL, Running, wait_for
+from tests.e2e.stack import PATIENCE, SMALL, Running, wait_for
 from training.settings import PROJECT_ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -154,7 +154,7 @@ def test_misspelt_parameter_is_a_conflict(shell: Shell) -> None:
 def test_state_progress_and_training_can_be_read_while_it_trains(
     shell: Shell, running: Running, db: Database
 ) -> None:
-    wait_for(lambda: "gpu RUNNING" in shell.run("children"), "the training to run", timeout_s=240)
+    wait_for(lambda: "gpu RUNNING" in shell.run("children"), "the training to run", timeout_s=240 * PATIENCE)
     assert shell.run("read")[0] == "RUNNING"
     (job,) = jobs_of(db, IDA)
     percent, doing = shell.run("progress")
@@ -163,7 +163,7 @@ def test_state_progress_and_training_can_be_read_while_it_trains(
 
 @pytest.mark.usefixtures("started")
 def test_cancel_ends_the_job_with_nothing_published(shell: Shell, running: Running, db: Database) -> None:
-    wait_for(lambda: "gpu RUNNING" in shell.run("children"), "the training to run", timeout_s=240)
+    wait_for(lambda: "gpu RUNNING" in shell.run("children"), "the training to run", timeout_s=240 * PATIENCE)
     assert shell.run("cancel") == ["201", "ACCEPT", "CANCELLING"]
     (job,) = jobs_of(db, IDA)
     running.wait_for_job(job["id"], "CANCELLED", timeout_s=120)

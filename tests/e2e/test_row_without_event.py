@@ -28,7 +28,7 @@ def test_row_without_an_event_is_started_within_a_minute(running: Running, db: D
         lora_alpha=32,
         trigger=Trigger.APP,
     )
-    wait_for(lambda: running.job(job.id)["status"] == "FAILED" or None, "the job to be refused", 180)
+    wait_for(lambda: running.row(job.id).status == "FAILED" or None, "the job to be refused", 180)
     ended = running.job(job.id)
     assert ended["errorCode"] == "NOT_ENOUGH_MAIL"
     run = running.prefect(f"flow_runs/{ended['flowRunId']}")
