@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -21,6 +22,8 @@ from tests.benchmarks.quality.measure import measure
 
 NICENESS = 15
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false"}
+CLEANUP_S = 30.0
+"""What an interrupted run gets to stop its PostgreSQL and to delete its folder."""
 _told_to_end = False
 """In a child: the pool would give it another run after the one that was interrupted."""
 
@@ -75,6 +78,17 @@ def _begin_child() -> None:
     signal.signal(signal.SIGTERM, _end_child)
     # Ctrl-C reaches the whole group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End when the parent is gone: it told nobody, and the pool would wait for another run for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(CLEANUP_S)
+        os._exit(143)
 
 
 def _end_child(*_: object) -> None:
