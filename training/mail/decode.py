@@ -23,14 +23,16 @@ _QUOTE_RUN = re.compile(r"(?:^[ \t]*+>[^\r\n]*+(?:\r\n?|\n|\Z))++", re.M)
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u2060\ufeff\ufffd]")
 _CONTROL_BYTES = bytes(code for code in range(128) if _CONTROL.match(chr(code)))
 _ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+# Each pattern begins with its "=" and looks back over it: the engine then skips to the next one.
 # A rule of "=" ends no line softly: a true "=" is encoded itself.
-_SOFT_BREAK = re.compile(r"(?<!=)=[ \t]{0,4}\n")
+_SOFT_BREAK = re.compile(r"=(?<!==)[ \t]{0,4}\n")
 # RFC 2045 §6.7 encodes "=", what is not ASCII, and blanks at the end of a line. "x=20 and y=30" is a formula.
 _QP_EVIDENCE = re.compile(
-    r"(?<!=)=(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=3D|=[CDE][0-9A-F]=[89AB][0-9A-F]"
-    r"|(?<=[A-Za-z])=(?:9[1-7](?=[a-z ])|[C-F][0-9A-F](?=[a-z ,.!?\n]))"
+    r"=(?<!==)(?:20|09)?[ \t]{0,4}(?:\n|\Z)|=3D|=[CDE][0-9A-F]=[89AB][0-9A-F]"
+    r"|=(?<=[A-Za-z]=)(?:9[1-7](?=[a-z ])|[C-F][0-9A-F](?=[a-z ,.!?\n]))"
 )
-_QP_BYTES = re.compile(r"(?:=(?:[0189A-F][0-9A-F]|3D|20|2E))+")
+_QP_BYTE = r"=(?:[0189A-F][0-9A-F]|3D|20|2E)"
+_QP_BYTES = re.compile(rf"{_QP_BYTE}(?:{_QP_BYTE})*")
 # A run that starts with what a UTF-8 lead byte and continues with what UTF-8 continuation bytes look like
 # when they are read as Windows-1252.
 _MOJIBAKE = re.compile(

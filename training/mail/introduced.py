@@ -166,7 +166,7 @@ def find_questions(lines: Sequence[str], own: Sequence[int], *, subject: str = "
     Each from its number to its last question mark.
     """
     above = " ".join([subject[:200], *(lines[index] for index in own[:_MAX_QUESTION_LINES])])
-    if not _ANSWERS.search(above):
+    if "nswer" not in above.lower() or not _ANSWERS.search(above):
         return []
     items = [at for at, index in enumerate(own) if _NUMBERED.match(lines[index][:12])]
     asked: list[Span] = []
