@@ -411,6 +411,7 @@ def giants() -> Iterator[tuple[str, bytes]]:
     yield "header blocks", HEAD + b"\n" + b"From: b\nSent: c\nTo: d\n" * 45_000
     yield "signature marks", HEAD + b"\n" + b"-- \nAnna\n" * 110_000
     yield "blank lines", HEAD + b"\nhi" + b"\n" * 1_000_000 + b"hi"
+    yield "remains in a scanned mail", HEAD + b"\nARMS Email\n b\na\n" + b" b\n\n\n\n" * 160_000
     yield "blanks", HEAD + b"\nhi" + b" " * 1_000_000 + b"x"
     yield "one word", HEAD + b"\n" + b"a" * 1_000_000
     yield "dashes", HEAD + b"\n" + b"-" * 1_000_000
