@@ -18,7 +18,7 @@ import psutil
 from store import jobs
 from store.database import Database, open_database
 from training.precision import processor_has_bf16
-from training.schemas import Job, JobEvent, JobStatus
+from training.schemas import Job, JobEvent
 from training.settings import PROJECT_ROOT
 
 _T = TypeVar("_T")
@@ -31,7 +31,6 @@ PATIENCE = 1 if processor_has_bf16() else 3
 """How much longer everything that trains is waited for where bf16 would be emulated."""
 TRAIN_S = 420.0 * PATIENCE
 """The longest that a test waits for a whole training of a few steps (30 s on two idle cores)."""
-ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 SMALL = """
 base_model: smollm2-135m
 epochs: {epochs}
@@ -209,7 +208,7 @@ class Running:
     def wait_for_job(self, job_id: str, *statuses: str, timeout_s: float = TRAIN_S) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
             row = self.row(job_id)
-            assert row.status in statuses or row.status not in ENDED, (
+            assert row.status in statuses or not row.status.is_final, (
                 f"{row.status}: {row.error_code} {row.error_message}"
             )
             return self.job(job_id) if row.status in statuses else None

@@ -16,7 +16,7 @@ import pytest
 
 from store import jobs, users
 from tasks.trainers import decide_trainers, usable_cores
-from tests.e2e.stack import ENDED, SMALL, TRAIN_S, Running, wait_for
+from tests.e2e.stack import SMALL, TRAIN_S, Running, wait_for
 from training.config import load_train_config
 from training.schemas import JobStatus, Trigger
 
@@ -66,7 +66,7 @@ def cohort(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     wait_for(lambda: running.row(ids[0]).status == JobStatus.TRAINING or None, "the training to begin")
     running.command("cancel", ids[CANCELLED], "--json")
     wait_for(
-        lambda: all(running.row(id).status in ENDED for id in ids) or None,
+        lambda: all(running.row(id).status.is_final for id in ids) or None,
         "all eight to end",
         timeout_s=2 * TRAIN_S,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from store import embedded
-from tests.e2e.stack import ENDED, SMALL, TRAIN_S, Running, wait_for
+from tests.e2e.stack import SMALL, TRAIN_S, Running, wait_for
 from tests.e2e.test_faults import wait_for_step
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def test_job_ends_right_when_a_server_goes_away_while_it_trains(
     misfortune(running)
 
     def ended() -> dict[str, Any] | None:
-        return running.job(training) if running.row(training).status in ENDED else None
+        return running.job(training) if running.row(training).status.is_final else None
 
     job = wait_for(ended, "the job to end", 2 * TRAIN_S)
     assert (job["status"], job["outcome"]) == ("COMPLETED", "PROMOTED"), (
