@@ -216,11 +216,13 @@ def _mirror(job: Following) -> None:
     share = 0.0 if now.phase == "panel" else now.step / now.steps
     percent = STAGE_PROGRESS[Stage.TRAIN] + TRAIN_SPAN * share
     cost = now.seconds / 3600 * settings().hourly_price
+    # Mail is measured and files are written without a step: only seconds and cost move then, in the row.
+    moved = job.last is None or _place(now) != _place(job.last)
     row = jobs.report_progress(
         database(),
         job.job_id,
         round(percent, 1),
-        {**now.to_json_dict(), "costSoFar": round(cost, 6)},
+        {**now.to_json_dict(), "costSoFar": round(cost, 6)} if moved else None,
         eta_seconds=now.eta_seconds,
         cost=cost,
     )
@@ -232,6 +234,10 @@ def _mirror(job: Following) -> None:
             f"{now.eta_seconds:.0f} s left, ${cost:.4f} so far",
             now=False,
         )
+
+
+def _place(now: TrainingProgress) -> tuple[str, int, int]:
+    return now.phase, now.reference, now.step
 
 
 def _doing(now: TrainingProgress) -> str:

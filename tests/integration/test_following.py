@@ -107,6 +107,17 @@ def test_reference_adapters_are_told_of_and_are_no_progress_of_the_job(db: Datab
     assert jobs.find_job(db, job.id).progress == 35
 
 
+def test_seconds_that_pass_without_a_step_cost_money_and_are_no_event(db: Database, job: Job) -> None:
+    followed = Following(job.id, tools.job_folder(job.id))
+    before = len(jobs.events(db, job.id))
+    for phase, seconds in [("train", 10.0), ("held_out", 11.0), ("held_out", 12.0), ("held_out", 14.0)]:
+        write_progress(job, 10, 10, seconds, 0.0, phase=phase)
+        following._mirror(followed)
+    told = [event.data["phase"] for event in jobs.events(db, job.id)[before:]]
+    assert told == ["train", "held_out"]
+    assert jobs.find_job(db, job.id).actual_cost == pytest.approx(0.014)
+
+
 def test_next_stage_forgets_the_time_left_and_keeps_the_cost(db: Database, job: Job) -> None:
     write_progress(job, 5, 10, 50, 50)
     following._mirror(Following(job.id, tools.job_folder(job.id)))
