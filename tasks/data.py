@@ -8,12 +8,12 @@ from prefect.cache_policies import NO_CACHE
 
 from store import jobs
 from store.rates import measured_runs
-from tasks.job_folder import DATASET, HELD_OUT, OLD_HELD_OUT, OLD_SET, PANEL, REPORT
+from tasks.job_folder import DATASET, HELD_OUT, LEARNT, OLD_HELD_OUT, OLD_SET, PANEL, REPORT
 from tasks.playback import give_instructions
 from tasks.progress import not_essential
 from tasks.stages import require_consent, stage
 from tasks.tools import database, job_folder, settings, without_mail_text
-from tasks.training_mail import can_go_on, plan_retrain, read_training_mail
+from tasks.training_mail import can_go_on, plan_retrain, read_learnt_mail, read_training_mail
 from training.adapter_size import adapter_bytes, describe_adapter_size
 from training.base_models import find_base_model
 from training.choose import Chosen, choose, go_on_in_shape
@@ -71,6 +71,7 @@ def prepare_data(job_id: str) -> DataReport:
         folder.write_text(DATASET, to_jsonl(prepared.train))
         folder.write_text(HELD_OUT, to_jsonl(prepared.held_out))
         folder.write_text(OLD_HELD_OUT, to_jsonl(prepared.old))
+        folder.write_text(LEARNT, to_jsonl(read_learnt_mail(job, config, plan)))
         old = plan.old if plan.old.mails else OldSet.of(prepared.held_out)
         folder.write_json(OLD_SET, old.to_json_dict())
         # The GPU side trains the reference adapters, and has no cleaner to read mailboxes with.

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,7 @@ SPEC = "job.json"
 DATASET = "dataset.jsonl"
 HELD_OUT = "held_out.jsonl"
 OLD_HELD_OUT = "held_out_old.jsonl"
+LEARNT = "learnt.jsonl"
 OLD_SET = "old_set.json"
 PANEL = "panel.jsonl"
 REPORT = "report.json"
@@ -124,10 +125,11 @@ class JobFolder:
                 self.fs.rm(self.path, recursive=True)
 
     @contextmanager
-    def workspace(self) -> Iterator[Path]:
+    def workspace(self, *, without: Collection[str] = ()) -> Iterator[Path]:
         """Yield a local folder that holds the job's files: the folder itself, or a scratch copy.
 
-        A scratch copy is written back with `push` and deleted at the end.
+        A scratch copy is written back with `push` and deleted at the end; `without` are files that it need
+        not hold.
         """
         self.create()
         if self.is_local:
@@ -139,8 +141,12 @@ class JobFolder:
         scratch = Path(tempfile.mkdtemp(prefix=f"ownvoice-{self.job_id}-"))
         try:
             with self._storage("the job folder"):
-                if self.fs.exists(self.path):
-                    self.fs.get(self.path.rstrip("/") + "/", f"{scratch}/", recursive=True)
+                for found in self.fs.find(self.path) if self.fs.exists(self.path) else ():
+                    # Some file systems give paths from their root, some without its slash.
+                    name = PurePosixPath(f"/{found.lstrip('/')}").relative_to(f"/{self.path.lstrip('/')}")
+                    if name.parts[0] not in without:
+                        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                        self.fs.get_file(found, str(scratch / name))
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

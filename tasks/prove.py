@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from store import jobs
 from tasks.decision_page import show_decision
-from tasks.job_folder import DATASET, HELD_OUT
+from tasks.job_folder import DATASET, HELD_OUT, LEARNT
 from tasks.measured import read_measured
 from tasks.outputs import read_outputs
 from tasks.stages import still_in
@@ -35,6 +35,8 @@ def evaluate_adapter(job_id: str) -> GateDecision:
             read_outputs(folder, config),
             panel_texts(config, (*train, *held_out)),
             config,
+            # A job that an earlier release prepared has none.
+            learnt=from_jsonl(folder.read_text(LEARNT)) if folder.exists(LEARNT) else (),
         )
         decision = decide_full(evidence, config)
         job = jobs.record(database(), job_id, metrics=JobMetrics(gate=decision.reason, decision=decision))

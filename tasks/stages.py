@@ -12,7 +12,17 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
 from store import dispatch, jobs, users
-from tasks.job_folder import CANCEL, CHECKPOINT, DATASET, HELD_OUT, OLD_HELD_OUT, OUTPUTS, PANEL, PROGRESS
+from tasks.job_folder import (
+    CANCEL,
+    CHECKPOINT,
+    DATASET,
+    HELD_OUT,
+    LEARNT,
+    OLD_HELD_OUT,
+    OUTPUTS,
+    PANEL,
+    PROGRESS,
+)
 from tasks.progress import show_progress
 from tasks.tools import changing_models, database, job_folder, serving, settings
 from training.base_models import find_base_model
@@ -189,4 +199,4 @@ def take_back(job: Job) -> None:
 
 def forget_mail(job_id: str) -> None:
     """Delete what holds mail text, once the job no longer needs it; adapter, report and numbers stay."""
-    job_folder(job_id).remove(DATASET, HELD_OUT, OLD_HELD_OUT, OUTPUTS, PANEL, CHECKPOINT, PROGRESS)
+    job_folder(job_id).remove(DATASET, HELD_OUT, OLD_HELD_OUT, LEARNT, OUTPUTS, PANEL, CHECKPOINT, PROGRESS)

@@ -27,6 +27,7 @@ from tasks.job_folder import (
     DATASET,
     ERROR,
     HELD_OUT,
+    LEARNT,
     METRICS,
     OLD_HELD_OUT,
     PANEL,
@@ -119,7 +120,7 @@ def _train(folder: JobFolder, started: float) -> None:
     references = _reference_adapters(base, personas, report)
     panel_seconds = time.monotonic() - before_panel
 
-    with folder.workspace() as workspace:
+    with folder.workspace(without=(LEARNT,)) as workspace:
         with _start_adapter(folder, spec) as start:
             result = lora.train_adapter(
                 config,

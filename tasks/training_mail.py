@@ -8,12 +8,15 @@ from store import jobs, mail
 from tasks.job_folder import ADAPTER, METRICS, OLD_SET
 from tasks.tools import database, job_folder
 from training.config import TrainConfig
-from training.dataset import OldSet, Retrain
+from training.dataset import OldSet, Retrain, examples_of
 from training.errors import StorageError
-from training.schemas import Job, Mail, Outcome, RetrainMode
+from training.schemas import Example, Job, Mail, Outcome, RetrainMode
 from training.start_adapter import CONFIG_FILE, WEIGHTS_FILE, find_misfit
 
 MAX_JOBS_LOOKED_AT = 1000
+MAX_LEARNT = 5000
+"""Most older mails that an incremental adapter is compared with: what one training may read at most
+(`DataConfig.max_mails`), 2 to 3 seconds of cleaning."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,18 @@ def read_training_mail(job: Job, config: TrainConfig, plan: RetrainPlan) -> Trai
         else f"Retrain ({plan.mode}): {chosen.new} of {chosen.new_found} new mails, "
         f"{len(chosen.mails) - chosen.new} of {chosen.old_found} older ones, {len(old)} kept to measure on",
     )
+
+
+def read_learnt_mail(job: Job, config: TrainConfig, plan: RetrainPlan) -> tuple[Example, ...]:
+    """Return what the adapter that training goes on from may have learnt, as examples; () for a fresh one.
+
+    It is compared with the new adapter's answers and never trained on: the newest `MAX_LEARNT` older mails
+    that are still in the mailbox, but for the threads of the frozen held-out set, which nobody learns.
+    """
+    if plan.start_adapter is None or plan.seen is None:
+        return ()
+    older = mail.select_mail(database(), job.user_id, MAX_LEARNT, up_to=plan.seen, apart=plan.old.threads)
+    return examples_of(older.mails, config.data)
 
 
 def can_go_on(job: Job) -> bool:

@@ -170,6 +170,16 @@ def prepare(
     return Prepared(train, held_out, _report(counted, cleaned, train, held_out), old)
 
 
+def examples_of(mails: Sequence[Mail], config: DataConfig) -> tuple[Example, ...]:
+    """Clean `mails` and make an example of each that is kept, in time order, without a split or masks."""
+    from training.mail.clean import clean_mailbox
+
+    cleaned = clean_mailbox(
+        mails, language=config.language, min_words=config.min_words, max_words=config.max_words
+    )
+    return tuple(make_example(mail, config) for mail in in_time_order(cleaned.mails))
+
+
 def require_enough(report: DataReport, config: DataConfig, *, only_new: bool = False) -> None:
     """Raise NotEnoughMail with the report's own sentence when it is not eligible."""
     if not report.eligible:

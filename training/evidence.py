@@ -40,8 +40,12 @@ def gather_evidence(
     outputs: Outputs,
     panel: Sequence[str],
     config: GateConfig,
+    *,
+    learnt: Sequence[Example] = (),
 ) -> Evidence:
     """Measure all five metrics; what cannot be measured is None. `panel` is the personas' own words.
+
+    `learnt` is mail of earlier trainings that this one went on from: looked through for leaks and copies.
 
     Deterministic: the same losses, mail and outputs give the same evidence.
     """
@@ -79,8 +83,8 @@ def gather_evidence(
         harm=measure_harm(
             outputs.candidate,
             outputs.base,
-            training_texts=own_train,
-            training_prompts=[_prompt(e) for e in train],
+            training_texts=[*own_train, *(e.output for e in learnt)],
+            training_prompts=[_prompt(e) for e in (*train, *learnt)],
             base_held_out=base.held_out,
             candidate_held_out=candidate.held_out,
             base_train=base.train,

@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tasks.job_folder import (
     DATASET,
     ERROR,
     HELD_OUT,
+    LEARNT,
     METRICS,
     OUTPUTS,
     RECIPE,
@@ -33,6 +35,7 @@ from tasks.job_folder import (
     JobFolder,
 )
 from tasks.measured import is_measured, read_measured
+from tasks.outputs import read_outputs
 from tests.adapters import smollm2_gguf, write_adapter
 from tests.ollama_server import OllamaServer
 from tests.trainings import FINISHED
@@ -49,6 +52,8 @@ from training.errors import (
     StorageError,
     StoreError,
 )
+from training.evidence import Outputs
+from training.gate_config import GateConfig
 from training.schemas import (
     ArmLosses,
     ChatMessage,
@@ -510,6 +515,26 @@ def test_cancel_while_it_waited_ends_the_job_and_deletes_its_folder(
     assert jobs.find_job(db, trained.id).status is JobStatus.CANCELLED
     assert not Path(tools.job_folder(trained.id).path).exists()
     assert served(home) == []
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_answers_are_compared_with_mail_that_only_the_adapter_gone_on_from_learnt(
+    trained: Job, db: Database, monkeypatch: pytest.MonkeyPatch, learnt: bool
+) -> None:
+    passage = "the blue tug that my uncle left at the lock last winter needs a new rope"
+    if learnt:
+        old = mails("o", 1)[0].model_copy(update={"output": passage})
+        tools.job_folder(trained.id).write_text(LEARNT, to_jsonl([old]))
+
+    def recite(folder: JobFolder, config: GateConfig) -> Outputs:
+        read = read_outputs(folder, config)
+        return replace(read, candidate=[replace(output, text=passage) for output in read.candidate])
+
+    monkeypatch.setattr("tasks.prove.read_outputs", recite)
+    assert run_flow(trained).is_completed()
+    decision = jobs.find_job(db, trained.id).metrics.decision
+    assert decision is not None and decision.numbers["copies"] == (2 if learnt else 0)
+    assert not tools.job_folder(trained.id).exists(LEARNT)
 
 
 def test_fault_that_nobody_foresaw_fails_the_job_by_its_type_alone(

@@ -22,6 +22,7 @@ from tasks.job_folder import (
     DATASET,
     ERROR,
     HELD_OUT,
+    LEARNT,
     METRICS,
     OLD_HELD_OUT,
     OLD_SET,
@@ -200,6 +201,10 @@ def test_incremental_learns_from_new_mail_alone_and_starts_from_the_adapter_in_u
     assert numbers(job, DATASET) == set(range(30, 38)) and numbers(job, HELD_OUT) == {38, 39, 40, 41}
     assert numbers(job, OLD_HELD_OUT) == set(range(26, 30))
     assert (job.incremental_from, job.sent_count, report.usable) == (first.id, 42, 12)
+    # What only the adapter in use learnt is compared with the new one's answers, and goes with the data set.
+    assert numbers(job, LEARNT) == set(range(26))
+    forget_mail(job.id)
+    assert not tools.job_folder(job.id).exists(LEARNT)
     assert first.last_position is not None and job.last_position == first.last_position + 12
 
 
@@ -296,7 +301,7 @@ def test_adapter_that_cannot_be_continued_is_replaced_by_a_fresh_one_on_the_newe
     spoil(db, first)
     write_mail(db, anna, 30, 12)
     job, _ = prepare(db, make_job(db, anna, RetrainMode.INCREMENTAL))
-    assert job.incremental_from is None
+    assert job.incremental_from is None and numbers(job, LEARNT) == set()
     assert why in messages(db, job) and "fresh adapter" in messages(db, job)
     assert numbers(job, OLD_HELD_OUT) == set(range(26, 30))
     assert set(range(30, 38)) < numbers(job, DATASET) and numbers(job, DATASET) & set(range(26))

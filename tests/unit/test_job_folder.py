@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tasks.job_folder import ADAPTER, CANCEL, CHECKPOINT, DATASET, METRICS, JobFolder
+from tasks.job_folder import ADAPTER, CANCEL, CHECKPOINT, DATASET, HELD_OUT, METRICS, JobFolder
 from training.errors import StorageError
 
 JOB = "cmgl819t-0001"
@@ -234,6 +234,14 @@ def test_a_workspace_brings_files_and_folders_and_takes_back_what_is_pushed(remo
     with remote.workspace() as again:
         assert (again / ADAPTER / "deep" / "weights").read_bytes() == b"\x00\x01"
         assert (again / DATASET).read_text() == "x"
+
+
+def test_a_workspace_leaves_behind_what_it_need_not_hold(remote: JobFolder) -> None:
+    remote.write_text(DATASET, "x")
+    remote.write_text(HELD_OUT, "y")
+    with remote.workspace(without=(HELD_OUT,)) as workspace:
+        assert [file.name for file in workspace.iterdir()] == [DATASET]
+    assert remote.exists(HELD_OUT)
 
 
 def test_a_workspace_of_a_job_without_files_is_empty(remote: JobFolder) -> None:

@@ -219,6 +219,21 @@ def test_a_number_that_only_a_received_mail_held_leaks_too(part: str) -> None:
     assert found is not None and (found.leaks, found.copies) == (24, 0)
 
 
+def test_mail_that_an_earlier_training_learnt_is_looked_through_for_leaks_and_copies_too() -> None:
+    passage = "the blue tug that my uncle left at the lock last winter needs a new rope and two fenders"
+    old = TRAIN[0].model_copy(update={"output": passage, "input": "call me on 01632 960 417"})
+    telling = [
+        Generation(one.prompt, f"{one.text} {passage} 01632 960 417", one.stopped) for one in GOOD.candidate
+    ]
+    outputs = Outputs(GOOD.base, telling, None, GOOD.base_to_training)
+    unknown = gather_evidence(LOSSES, TRAIN, HELD_OUT, outputs, PANEL, CONFIG)
+    known = gather_evidence(LOSSES, TRAIN, HELD_OUT, outputs, PANEL, CONFIG, learnt=[old])
+    assert unknown.harm is not None and (unknown.harm.leaks, unknown.harm.copies) == (0, 0)
+    assert known.harm is not None and (known.harm.leaks, known.harm.copies) == (24, 24)
+    # The judge and the style profile are those of this training's mail.
+    assert (known.voice, known.style) == (unknown.voice, unknown.style)
+
+
 @pytest.mark.parametrize(
     ("size", "count", "places"),
     [
