@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from training.mail.signatures import is_closing
+from training.mail.closings import is_closing
 
 _GREETING_WORDS = (
     r"hi there|hi|hello there|hello|hallo|hey there|hey|heya|hiya|dear all|dearest|dear(?! me\b)|my dear|"

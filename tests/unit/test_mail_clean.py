@@ -126,6 +126,42 @@ def test_a_sign_off_that_every_mail_shares_is_voice_and_stays() -> None:
     assert len(cleaned.mails) == 20
 
 
+@pytest.mark.parametrize(
+    "closing",
+    [
+        "Mit freundlichen Grüßen",
+        "Schöne Grüße",
+        "Bis bald",
+        "LG Anna",
+        "Best, Anna",
+        "Bien à toi,",
+        "Bonne journée,",
+        "Merci d'avance,",
+        "Saludos cordiales",
+        "Un abrazo,",
+        "Un caro saluto",
+        "Buona giornata,",
+        "Alvast bedankt,",
+        "Liefs,",
+        "Com os melhores cumprimentos",
+        "Beijinhos",
+    ],
+)
+def test_a_closing_of_any_language_is_no_part_of_the_signature_below_it(closing: str) -> None:
+    signature = "Anna Example\nLeitung Gestaltung\nBeispiel GmbH\nTel.: +49 30 1234567"
+    cleaned = mailbox([f"{own_mail(n)}\n\n{closing}\n\n{signature}" for n in range(20)])
+    assert len(cleaned.mails) == 20
+    for number, each in enumerate(cleaned.mails):
+        assert each.own_words.startswith(f"{own_mail(number)}\n\n{closing}")
+        assert "Gestaltung" not in each.own_words
+
+
+def test_a_sentence_that_every_mail_ends_with_is_said_and_stays() -> None:
+    end = "Please let me know if you have any questions.\n\nAnna"
+    cleaned = mailbox([f"{own_mail(n)}\n\n{end}" for n in range(20)])
+    assert all(each.own_words.endswith(end) for each in cleaned.mails)
+
+
 def test_a_phone_number_under_the_sign_off_goes_and_the_name_stays() -> None:
     cleaned = mailbox([f"{own_mail(n)}\n\nThanks,\n\nAnna Example\n555-349-8836" for n in range(20)])
     assert all(each.own_words.endswith("Thanks,\n\nAnna Example") for each in cleaned.mails)
@@ -299,6 +335,13 @@ def test_inline_answers_between_html_quotes_stay() -> None:
         ("<p>a</p><p>b</p>", "a\n\nb"),
         ("<div>a</div><div>b<br>c</div>", "a\nb\nc"),
         ("<ul><li>a</li><li>b</li></ul>", "- a\n- b"),
+        ("<ul><li><div>a</div></li><li><p>b</p></li></ul>", "- a\n- b"),
+        ("<ol><li>a</li><li>b</li></ol>", "1. a\n2. b"),
+        ("<main>a</main><aside>b</aside>", "a\nb"),
+        ('<p>a<img alt="🙂" src="x"> <img alt="logo" src="y">b</p>', "a🙂 b"),
+        ('<div style="display: none">preview</div><p hidden>x</p><p>a</p>', "a"),
+        # Apple Mail: one document above an attachment, one below it.
+        ("<html><body>a</body></html><html><body>b</body></html>", "a\nb"),
         ("<p>a<script>x()</script>b &amp; c</p>", "ab & c"),
         ("<p>un<b>closed <i>tags", "unclosed tags"),
         ("\x00<<<>>><p", ""),
@@ -307,6 +350,20 @@ def test_inline_answers_between_html_quotes_stay() -> None:
 )
 def test_html_becomes_text_and_garbage_does_no_harm(source: str, text: str) -> None:
     assert render_html(source).replace("<<", "").replace(">>", "").strip("<> \n") == text
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        '<div class="gmail_signature">Anna Example<br>Head of Sails</div>',
+        '<div id="Signature"><p>Anna Example</p><p>Head of Sails</p></div>',
+        '<div class="protonmail_signature_block-user">Anna Example<br>Head of Sails</div>',
+        '<div name="messageSignatureSection">Anna Example<br>Head of Sails</div>',
+    ],
+)
+def test_a_signature_that_the_program_put_in_is_cut(signature: str) -> None:
+    body = f'<div>Fine with me.</div>{signature}<blockquote type="cite">lunch?</blockquote>'
+    assert clean("", body_html=body).own_words == "Fine with me."
 
 
 def test_deep_nesting_does_not_exhaust_the_stack() -> None:

@@ -206,6 +206,35 @@ HEADERS = {
     "pt, gmail in portugal": "Bob Lee <bob@x.example> escreveu (terça, 3/03/2026 à(s) 10:12):",
     "pt, thunderbird": "Em 03/03/2026 10:12, Bob Lee escreveu:",
     "pt, separator": "-----Mensagem original-----\nDe: Bob\nEnviada em: terça\nPara: Anna\nAssunto: Reunião",
+    # Programs that put the name first and the date last.
+    "de, gmail on a telephone": "Bob Lee <bob@x.example> schrieb am Di., 3. März 2026, 10:12:",
+    "de, old thunderbird": "Bob Lee schrieb am 03.03.2026 10:12:",
+    "en, notes": "Bob Lee <bob@x.example> wrote on 03/03/2026 10:12:33 AM:",
+    "fr, notes": "Bob Lee a écrit sur 03/03/2026 10:12:33 :",
+    "pt, apple in portugal": "Bob Lee <bob@x.example> escreveu no dia 03/03/2026 às 10:12:",
+    "nl, roundcube": "Bob Lee schreef op 2026-03-03 10:12:",
+    "de, tuta": "03.03.2026, 10:12 von bob@x.example:",
+    "en, tuta": "Mar 3, 2026, 10:12 by bob@x.example:",
+    # A name that the client wrapped, and a name that is only an address.
+    "pt, wrapped after the name": "Maria da Conceição Albuquerque e Castro\n"
+    "<maria@x.example> escreveu (terça, 3/03/2026 à(s)\n10:12):",
+    "de, wrapped after the name": "Bob Leeuwenhoek-Something\n"
+    "<bob@x.example> schrieb am Di., 3. März 2026, 10:12:",
+    "de, address alone": "Am 03.03.2026 um 10:12 schrieb bob@x.example:",
+    "it, address alone": "Il giorno 3 mar 2026, alle ore 10:12, bob@x.it ha scritto:",
+    # Markers of their own.
+    "groupwise": ">>> Bob Lee <bob@x.example> 03.03.2026 10:12 >>>",
+    "groupwise, american": ">>> Bob Lee 03/03/26 10:12 AM >>>",
+    "zoho": "---- On Tue, 03 Mar 2026 10:12:33 +0100 Bob Lee <bob@x.example> wrote ----",
+    "fr, zimbra": "----- Mail original -----\nDe: \"Bob Lee\" <bob@x.example>\nÀ: anna@y.example\n"
+    "Envoyé: Mardi 3 Mars 2026 10:12:33\nObjet: Réunion",
+    "old proton": "‐‐‐‐‐‐‐ Original Message ‐‐‐‐‐‐‐\n"
+    "On Tuesday, March 3, 2026 10:12 AM, Bob Lee <bob@x.example> wrote:",
+    "blackberry": "  Original Message\nFrom: Bob Lee\nSent: Tuesday, March 3, 2026 10:12\nTo: Anna\n"
+    "Subject: Meeting",
+    "bold by two stars": "**From:** Bob Lee <bob@x.example>\n**Sent:** Tuesday, March 3, 2026 10:12 AM\n"
+    "**To:** Anna\n**Subject:** Meeting",
+    "de, on one line": "Von: Bob Lee Gesendet: Dienstag, 3. März 2026 10:12 An: Anna Betreff: Treffen",
 }  # fmt: skip
 
 
@@ -213,6 +242,35 @@ HEADERS = {
 @pytest.mark.parametrize("quote", ["> Treffen, réunion, cita?\n> Bob", "Treffen, réunion, cita?\n\nBob"])
 def test_quote_headers_of_six_languages_end_the_own_words(name: str, quote: str) -> None:
     assert explained(f"{OWN}\n\nAnna\n\n{HEADERS[name]}\n\n{quote}\n").own_words == f"{OWN}\n\nAnna"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Zitat von Bob Lee <bob@x.example>:",
+        "Quoting Bob Lee <bob@x.example>:",
+        "Selon Bob Lee <bob@x.example>:",
+        "Am 03.03.2026 um 10:12 schriebst du:",
+        "Bob Lee <bob@x.example> schrieb am Di., 3. März 2026, 10:12:",
+        "Maria da Conceição Albuquerque e Castro\n<maria@x.example> escreveu (terça, 3/03/2026 à(s)\n10:12):",
+    ],
+)
+def test_an_answer_below_a_marked_quote_is_all_that_stays(head: str) -> None:
+    result = explained(f"{head}\n\n> Treffen am Montag?\n> Bob\n\n{OWN}\n\nAnna")
+    assert (result.own_words, result.kept) == (f"{OWN}\n\nAnna", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "My plan:\n\nFrom: Berlin\nTo: Munich\nDate: 12 March\n\nI am back on Friday.",
+        "Hier mein Plan:\n\nVon: Berlin\nAn: Graz\nDatum: 12. März\n\nAm Freitag bin ich zurück.",
+        "Peter schrieb am Montag, dass er kommt, und zwar um zehn.",
+        "On Monday I wrote to Peter: he agreed to move it.",
+    ],
+)
+def test_own_words_that_look_like_the_header_of_a_quote_stay(text: str) -> None:
+    assert explained(f"{text}\n\nAnna").own_words == f"{text}\n\nAnna"
 
 
 # ---- inline answers and nested quotes ----------------------------------------------------------------
@@ -314,6 +372,39 @@ def test_quoted_printable_leftovers_are_decoded_and_formulas_are_not(raw: str, t
         "Les informations contenues dans ce courriel sont confidentielles.",
         "Please consider the environment before printing this e-mail.",
         "Gesendet mit der Telekom Mail App",
+        "Von meinem/meiner Galaxy gesendet",
+        "Gesendet von Outlook für iOS<https://aka.example/o0ukef>",
+        "Mobil gesendet",
+        "Laden Sie Outlook für iOS herunter",
+        "Provenance : Courrier pour Windows 10",
+        "Envoyé avec la messagerie sécurisée Proton Mail.",
+        "Obtenga Outlook para iOS",
+        "Enviado con Spark",
+        "Inviato dal mio Huawei",
+        "Verzonden vanuit Mail voor Windows",
+        "Baixar o Outlook para iOS",
+        "Sent from my Xiaomi",
+        "Sent with [Proton Mail](https://proton.example/) secure email.",
+        "Virus-free. www.avast.com",
+        "Virenfrei.www.avast.com <https://www.avast.com/sig-email?utm_medium=email>",
+        "Garanti sans virus. www.avast.com",
+        "No virus found in this message.\nChecked by AVG - www.avg.com\nVersion: 2014.0.4570",
+        "---\nL'absence de virus dans ce courrier électronique a été vérifiée par le logiciel "
+        "antivirus Avast.",
+        "Any views or opinions presented in this email are solely those of the author and do not necessarily "
+        "represent those of the company.",
+        "IRS Circular 230 Disclosure: any tax advice is not intended to be used to avoid penalties.",
+        "Hinweis: Diese E-Mail kann vertrauliche Informationen enthalten.",
+        "Example GmbH | Sitz der Gesellschaft: Berlin | Registergericht: AG Charlottenburg HRB 1",
+        "Pensez à l'environnement avant d'imprimer ce message.",
+        "En cumplimiento del Reglamento General de Protección de Datos, le informamos de sus derechos.",
+        "Ai sensi del D.Lgs. 196/2003 le informazioni in questo messaggio sono riservate.",
+        "Denk aan het milieu voordat u deze e-mail print.",
+        "Antes de imprimir este e-mail pense bem se é mesmo necessário imprimir.",
+        "_______________________________________________\nProjekte Mailingliste\nProjekte@lists.x.example",
+        "Join Zoom Meeting\nhttps://zoom.example/j/1234567890",
+        "Réunion Microsoft Teams\nRejoindre sur votre ordinateur ou application mobile",
+        "-----BEGIN PGP SIGNATURE-----\n\niQEzBAEBCAAdFiEE\n-----END PGP SIGNATURE-----",
         "Envoyé depuis mon téléphone Android",
         "Enviado desde mi Galaxy",
         "Inviato dal mio cellulare",
@@ -330,6 +421,48 @@ def test_quoted_printable_leftovers_are_decoded_and_formulas_are_not(raw: str, t
 )
 def test_legal_phone_and_list_footers_are_cut(footer: str) -> None:
     assert explained(f"{OWN}\n\nBest,\nAnna\n\n{footer}\n").own_words == f"{OWN}\n\nBest,\nAnna"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Diese E-Mail ist vertraulich, bitte leite sie vor Montag an niemanden weiter.",
+        "Ce message est confidentiel : Pierre en parlera lundi.",
+        "This e-mail is confidential, please do not forward it before Monday.",
+        "To unsubscribe your mother from the club I need her signature.",
+        "Enviado por correo ayer, llega el lunes.",
+        "We will get Outlook for the whole team in May.",
+        "Von Peter gesendet wurde noch nichts, ich frage nach.",
+        "Join us for lunch on Monday, the meeting is at ten.",
+    ],
+)
+def test_own_words_that_look_like_a_footer_stay_in_every_language(text: str) -> None:
+    body = f"{OWN}\n\n{text}\n\nAnna"
+    assert explained(body).own_words == body
+
+
+def test_what_a_signed_mail_is_wrapped_in_is_cut() -> None:
+    body = (
+        f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{OWN}\n\nAnna\n\n- -- \nAnna Example\n"
+        "-----BEGIN PGP SIGNATURE-----\n\niQEzBAEBCAAdFiEE\n-----END PGP SIGNATURE-----\n"
+    )
+    assert explained(body).own_words == f"{OWN}\n\nAnna"
+
+
+def test_an_encrypted_block_is_nobodys_words() -> None:
+    block = "-----BEGIN PGP MESSAGE-----\n\nhQEMA1X2\nqkL9Tn4x\n=ab12\n-----END PGP MESSAGE-----"
+    assert explained(block).drop_reason is DropReason.TOO_SHORT
+    assert explained(f"{OWN}\n\n{block}\n\nAnna").own_words == f"{OWN}\n\nAnna"
+
+
+def test_the_recall_of_a_mail_is_no_mail() -> None:
+    body = 'Example, Anna would like to recall the message, "Prices".'
+    assert explained(body, subject="Recall: Prices").drop_reason is DropReason.MACHINE
+
+
+def test_the_name_of_a_picture_between_two_paragraphs_is_cut() -> None:
+    body = f"{OWN}\n\n[cid:image001.png@01DA7000.12345678]\n\nThat is the new door.\n\nAnna"
+    assert explained(body).own_words == f"{OWN}\n\nThat is the new door.\n\nAnna"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from training.mail.closings import is_closing
 from training.mail.owner import given_name, is_owners, owner_names
-from training.mail.signatures import is_closing
 from training.mail.speech import SPEAKER_OR_READER
 from training.mail.subjects import is_reply_subject
 

@@ -22,6 +22,7 @@ own words cannot be separated with confidence is dropped and counted, never gues
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from itertools import accumulate
 from training.mail import (
     archive,
     authorship,
+    footers,
     introduced,
     paragraphs,
     pasted,
@@ -263,6 +265,10 @@ def _separate(mail: Mail, scanned: bool) -> _Separated:
         if html_text.strip() and not _is_unclear(html_split, html_text):
             text, split, unclear = html_text, html_split, False
     _cut_lines(split, archive.find_stamps(text, split.lines, split.own), "archive stamp")
+    if "-----BEGIN PGP" in text:
+        _cut_lines(split, footers.find_armor(split.lines, split.own), "OpenPGP")
+    if footers.may_hold_pictures(text):
+        _cut_lines(split, footers.find_pictures(split.lines, split.own), "attachment")
     _cut_after(split, *signatures.count_kept(split.lines, split.own))
     if scanned or archive.is_scanned(text):
         _cut_what_was_scanned(split, text, mail.sender)
@@ -467,8 +473,9 @@ def _own_spans(text: str, split: QuoteSplit) -> tuple[tuple[int, int], ...]:
     return tuple(spans)
 
 
-def _line_starts(lines: Sequence[str]) -> list[int]:
-    return [0, *accumulate(len(line) + 1 for line in lines)]
+def _line_starts(lines: Sequence[str]) -> Sequence[int]:
+    # Numbers of eight bytes: as objects they would take a fifth of what the largest mail may take.
+    return array("q", accumulate((len(line) + 1 for line in lines), initial=0))
 
 
 def _positions(starts: Sequence[int], hole: Hole) -> tuple[int, int]:

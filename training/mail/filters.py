@@ -56,11 +56,17 @@ _INVITATION_BODY = re.compile(
 # What Outlook sends as a meeting request: labelled lines ("When:", "Wo:") above its own rule.
 _MEETING_REQUEST = re.compile(r"\s{0,9}(?:\w{2,12}:[^\n]{0,300}\n\s{0,9}){1,4}(?:\*~){5}")
 _RECEIPT_SUBJECT = re.compile(
-    r"\s{0,9}(?:(?:not )?read|gelesen|ungelesen|lu|leído|letto|gelezen|lido|läst)\s?:", re.I
+    r"\s{0,9}(?:(?:not )?read|gelesen|ungelesen|lu|leído|letto|gelezen|lido|läst|"
+    r"recall|rückruf|rappel|recuperar|richiamo|intrekken)\s?:",
+    re.I,
 )
 _TASK_FIELD = re.compile(r"^\s{0,8}Task (?:Priority|Due On|Start Date):", re.M)
 _RECEIPT_BODY = re.compile(
-    r"was (?:read|deleted|displayed)|wurde .{0,60}(?:gelesen|gelöscht)|return receipt", re.I
+    r"was (?:read|deleted|displayed)|wurde .{0,60}(?:gelesen|gelöscht)|return receipt|"
+    r"would like to recall|möchte die nachricht .{0,200}zurückrufen|souhaite rappeler le message|"
+    r"desea recuperar el mensaje|desidera richiamare il messaggio|wil het bericht .{0,200}intrekken|"
+    r"deseja recuperar a mensagem",
+    re.I,
 )
 _ROBOT_SENDER = re.compile(r"(?:mailer-daemon|postmaster)@", re.I)
 _NO_REPLY_SENDER = re.compile(

@@ -23,6 +23,9 @@ _MAX_CHARS = 100_000
 _MAX_QUOTED_CHARS = 20_000
 
 QUOTE_MARKER = "-----Original Message-----"
+SIGNATURE_MARKER = "--"
+# Apple Mail writes a document before and after each attachment, and programs that join parts keep them all.
+_MAX_DOCUMENTS = 20
 
 _HTML_START = re.compile(r"\s{0,200}(?:<!doctype html|<html|<head|<body|<div|<p[ >]|<table|<meta)", re.I)
 _INVISIBLE = frozenset({"script", "style", "head", "title", "meta", "link", "template", "object", "noscript"})
@@ -48,6 +51,11 @@ _BLOCKS = frozenset(
         "header",
         "footer",
         "center",
+        "main",
+        "aside",
+        "nav",
+        "figure",
+        "legend",
         "dl",
         "dt",
         "dd",
@@ -66,6 +74,10 @@ _QUOTED_CLASSES = (
     "zmail_extra",
     "moz-cite",
 )
+# What a client puts in from its settings: Gmail, Proton, Spark, Thunderbird, Outlook on the web.
+_SIGNATURE_CLASSES = ("gmail_signature", "protonmail_signature_block", "moz-signature", "x_gmail_signature")
+_SIGNATURE_IDS = frozenset({"signature", "x_signature", "ms-outlook-mobile-signature"})
+_SIGNATURE_NAMES = frozenset({"messagesignaturesection"})
 # From these elements on, the rest of the document is the answered message.
 _REST_IS_QUOTE_IDS = frozenset({"appendonsend", "divrplyfwdmsg", "stopspelling", "x_divrplyfwdmsg"})
 _REST_IS_QUOTE_CLASSES = ("outlookmessageheader",)
@@ -73,6 +85,11 @@ _REST_IS_QUOTE_CLASSES = ("outlookmessageheader",)
 _OUTLOOK_BORDER = re.compile(
     r"border-top:\s?(?:solid\s#[0-9a-f]{6}\s1(?:\.0)?pt|1(?:\.0)?pt\ssolid\s#[0-9a-f]{6})", re.I
 )
+_HIDDEN = re.compile(
+    r"display:\s?none|visibility:\s?hidden|mso-hide:\s?all|font-size:\s?0(?:px|pt)?\s?(?:;|$)", re.I
+)
+_MAX_EMOJI_CHARS = 8
+_END_OF_DOCUMENT = re.compile(r"</html\s{0,20}>", re.I)
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 _INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
@@ -91,13 +108,15 @@ def render_html(source: str) -> str:
     cleaned = _INVALID.sub("", source[:MAX_HTML_CHARS])
     if not cleaned.strip():
         return ""
-    # Parsing bytes: lxml refuses str input that carries an encoding declaration.
-    parser = html.HTMLParser(encoding="utf-8", recover=True, remove_comments=True, remove_pis=True)
-    try:
-        root = html.document_fromstring(cleaned.encode("utf-8"), parser=parser)
-    except (etree.ParserError, etree.XMLSyntaxError):
-        return ""
-    return _Renderer().render(root)
+    renderer = _Renderer()
+    for document in _END_OF_DOCUMENT.split(cleaned, _MAX_DOCUMENTS):
+        # Parsing bytes: lxml refuses str input that carries an encoding declaration.
+        parser = html.HTMLParser(encoding="utf-8", recover=True, remove_comments=True, remove_pis=True)
+        try:
+            renderer.render(html.document_fromstring(document.encode("utf-8"), parser=parser))
+        except (etree.ParserError, etree.XMLSyntaxError):
+            continue  # nothing but blanks, or nothing that can be read
+    return renderer.text
 
 
 class _Renderer:
@@ -110,8 +129,16 @@ class _Renderer:
         self.rest_is_quote = False
         self.size = 0
         self.quoted = 0
+        self.mark = ""
+        """What the next line of text begins with: the mark of a list's item, which may open with a block."""
+        self.numbers: dict[etree._Element, int] = {}
 
-    def render(self, root: etree._Element) -> str:
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines).strip("\n")
+
+    def render(self, root: etree._Element) -> None:
+        """Add the lines of one document."""
         skipped: etree._Element | None = None
         preformatted = 0
         # An explicit walk: hostile mail nests deeper than Python recurses.
@@ -125,21 +152,26 @@ class _Renderer:
                     self._text(element.tail, preformatted > 0)
                 continue
             if event == "start":
-                if tag in _INVISIBLE or not tag:
+                if tag in _INVISIBLE or not tag or self._is_hidden(element):
                     skipped = element
                     continue
                 if tag == "br":
                     self._break()
+                elif tag == "img":
+                    self._picture(element)
                 elif tag in _BLOCKS:
                     self._open_block(tag)
                 preformatted += tag == "pre"
                 if self._starts_rest(element):
                     self._marker()
+                if not self.depth and self._is_signature(element):
+                    self._break_if_text()
+                    self.lines.append(SIGNATURE_MARKER)
                 if self._is_quote(element, tag):
                     self._break_if_text()
                     self.depth += 1
                 if tag == "li":
-                    self.parts.append("- ")
+                    self._item(element)
                 self._text(element.text, preformatted > 0)
                 continue
             if self._is_quote(element, tag):
@@ -150,13 +182,15 @@ class _Renderer:
             preformatted -= tag == "pre"
             if tag in _BLOCKS:
                 self._break_if_text()
+                if tag == "li":
+                    self.mark = ""
                 if tag in _PARAGRAPHS:
                     self._blank()
             elif tag in ("td", "th"):
                 self.parts.append(" ")
             self._text(element.tail, preformatted > 0)
         self._break_if_text()
-        return "\n".join(self.lines).strip("\n")
+        self.depth = 0
 
     def _open_block(self, tag: str) -> None:
         self._break_if_text()
@@ -164,6 +198,20 @@ class _Renderer:
             self._blank()
         if tag == "hr":
             self._blank()
+
+    def _item(self, element: etree._Element) -> None:
+        parent = element.getparent()
+        if parent is None or parent.tag != "ol":
+            self.mark = "- "
+            return
+        self.numbers[parent] = self.numbers.get(parent, 0) + 1
+        self.mark = f"{self.numbers[parent]}. "
+
+    def _picture(self, element: etree._Element) -> None:
+        """Gmail and others send an emoji as a picture: the sign itself is the alternative text."""
+        sign = element.get("alt", "")
+        if sign and len(sign) <= _MAX_EMOJI_CHARS and not any(char.isascii() for char in sign):
+            self.parts.append(sign)
 
     def _text(self, text: str | None, preformatted: bool) -> None:
         if not text:
@@ -185,6 +233,8 @@ class _Renderer:
     def _break(self) -> None:
         line = "".join(self.parts).strip()
         self.parts.clear()
+        if line and self.mark:
+            line, self.mark = f"{self.mark}{line}", ""
         if self.quoted > _MAX_QUOTED_CHARS and not line:
             return
         self.lines.append("> " * min(self.depth, 5) + line if self.depth else line)
@@ -196,7 +246,7 @@ class _Renderer:
             self.parts.clear()
 
     def _blank(self) -> None:
-        if self.lines and self.lines[-1].strip("> "):
+        if self.lines and not self.mark and self.lines[-1].strip("> "):
             self.lines.append("> " * min(self.depth, 5) if self.depth else "")
 
     def _marker(self) -> None:
@@ -219,6 +269,20 @@ class _Renderer:
             css = element.get("class", "")
             return any(name in css for name in _QUOTED_CLASSES if name not in ("gmail_quote", "moz-cite"))
         return False
+
+    @staticmethod
+    def _is_hidden(element: etree._Element) -> bool:
+        style = element.get("style")
+        return element.get("hidden") is not None or bool(style and _HIDDEN.search(style[:400]))
+
+    @staticmethod
+    def _is_signature(element: etree._Element) -> bool:
+        css = element.get("class", "")
+        return (
+            any(name in css for name in _SIGNATURE_CLASSES)
+            or element.get("id", "").lower() in _SIGNATURE_IDS
+            or element.get("name", "").lower() in _SIGNATURE_NAMES
+        )
 
     @staticmethod
     def _starts_rest(element: etree._Element) -> bool:

@@ -15,9 +15,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
+from training.mail.closings import is_closing
 from training.mail.owner import is_owners
 from training.mail.paragraphs import Run, Span, runs_of
-from training.mail.signatures import is_closing
 from training.mail.speech import PERSON, QUOTED, SPEAKER_OR_READER, speaks
 
 # Fewer words below an introduction are a line that the author quotes while writing.

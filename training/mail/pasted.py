@@ -16,9 +16,9 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+from training.mail.closings import is_closing
 from training.mail.owner import owner_names
 from training.mail.paragraphs import Run, runs_of
-from training.mail.signatures import is_closing
 from training.mail.speech import PERSON, person_share, speaks
 
 MIN_WORDS = 60

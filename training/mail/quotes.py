@@ -114,20 +114,20 @@ _LABEL_FIRST = frozenset("*fvdlersgitaàápkcovbäöoотдк" + "FVDLERSGITAÀ�
 
 _FORWARD_WORDS = (
     r"Forwarded (?:by|message|mail)|Fwd|Weitergeleitet(?:e Nachricht|e E-Mail| von)|"
-    r"Message transféré|Transféré par|Message réexpédié|Mensaje reenviado|Reenviado por|"
+    r"M(?:essage|ail) transféré|Transféré par|Message réexpédié|Mensaje reenviado|Reenviado por|"
     r"Messaggio inoltrato|Inoltrato da|Doorgestuurd(?: bericht| door)|Doorgezonden bericht|"
-    r"Mensagem encaminhada|Encaminhado por|Vidarebefordrat(?: meddelande| av)|Videresendt"
+    r"Mensagem (?:re)?encaminhada|Encaminhado por|Vidarebefordrat(?: meddelande| av)|Videresendt"
 )
 _REPLY_WORDS = (
     r"Original (?:Message|Appointment)|Original e-?mail|Ursprüngliche (?:Nachricht|E-Mail|Mail)|"
-    r"Originalnachricht|Original-?Nachricht|Message d['’]origine|Message original|"
+    r"Originalnachricht|Original-?Nachricht|Message d['’]origine|M(?:essage|ail) original|Courriel original|"
     r"Mensaje original|Messaggio originale|Oorspronkelijk bericht|Origineel bericht|Mensagem original|"
     r"Originalmeddelande|Ursprungligt meddelande|Opprinnelig melding|Oprindelig meddelelse|"
     r"Reply (?:Separator|Message)|"
     r"Oorspronkelijke bericht|Wiadomość oryginalna|Původní zpráva|Исходное сообщение|Messaggio Originale"
 )
 _SEPARATOR = re.compile(
-    r"[-_=~*–—.#', ]{2,80}\s?(?:(?P<forward>" + _FORWARD_WORDS + r")|(?:" + _REPLY_WORDS + r"))\b", re.I
+    r"[-_=~*‐‑–—.#', ]{2,80}\s?(?:(?P<forward>" + _FORWARD_WORDS + r")|(?:" + _REPLY_WORDS + r"))\b", re.I
 )
 # Scanned and mistyped markers ("-----Orginal Message-----"): two words between dashes that are nearly these.
 _NEARLY_MARKER = re.compile(r"[-_=~*–—.]{2,80}\s?([\w'~]{3,12}\s?[\w'~]{2,10})\s?(?:[-_=~*–—.]{2}|[A-Z]|$)")
@@ -143,46 +143,81 @@ _NOTES_FORWARD = re.compile(
     r"/[A-Z][\w&]{1,12}(?:/\w{2,12})?\s?(?:@ ?\w+\s?)?\son\s[\dOSIl]{1,2}/[\dOSIl]{1,2}/[\dOSIl]{2,4}\b"
 )
 _BARE_FORWARD = re.compile(
-    r"(?:Begin forwarded message|Anfang der weitergeleiteten (?:E-Mail|Nachricht)|Début du message "
+    r"(?:Begin forwarded message|Anfang der weitergeleiteten (?:E[-‑]Mail|Nachricht)|Début du message "
     r"(?:réexpédié|transféré)|Inicio del mensaje reenviado|Inizio messaggio inoltrato|"
     r"Begin doorgestuurd bericht|"
     r"Início da mensagem (?:encaminhada|reencaminhada)|Vidarebefordrat brev)\s?:$"
     r"|Forwarded by .{1,100} on [\dOSIl]{1,2}/",
     re.I,
 )
-_DASHES = frozenset("-_=~*–—.#'")
+_DASHES = frozenset("-_=~*‐‑–—.#'")
+# BlackBerry writes the marker without dashes, above a header block.
+_BARE_MARKER = re.compile(rf"(?:{_FORWARD_WORDS}|{_REPLY_WORDS})", re.I)
+_MAX_BARE_MARKER = 40
 
 _VERBS = (
     r"wrote|writes|wrote the following|schrieb|schreibt|geschrieben|a écrit|a ecrit|écrit|escribió|escribio|"
     r"ha scritto|scrive|schreef|het volgende geschreven|escreveu|skrev|skrev följande|kirjoitti|napisał\(a\)|"
     r"napisał|napisała|napsal\(a\)|napsal|написал|написал\(а\)|пишет|írta|şunu yazdı|şunları yazdı|a scris|"
-    r"έγραψε"
+    r"έγραψε|schriebst du|schrieben Sie|hast du geschrieben|haben Sie geschrieben"
 )
 _ENDS_WITH_VERB = re.compile(
     r"(?:\b(?:" + _VERBS + r"|said)(?!\w)|のメール|写道|작성)(?:\s\((?:[^()]|\(s\)){1,60}\))?\s?[:：]$", re.I
 )
 # German and its neighbours put the name after the verb: "Am … schrieb Bob Lee <bob@x.com>:"
 _VERB_THEN_NAME = re.compile(
-    r"\b(?:schrieb|schreef|skrev|napisał\(?a?\)?|napsal\(?a?\)?)\s[\"'<\[]?[A-ZÀ-Ý<\"'].{0,200}[:：]$"
+    r"\b(?:schrieb|schreef|skrev|napisał\(?a?\)?|napsal\(?a?\)?)\s[\"'<\[]?(?:[A-ZÀ-Ý<\"']|\S{1,64}@).{0,200}[:：]$"
+)
+# Telephones, Notes and older programs put the name first and the date last: "Bob Lee <bob@x.com> schrieb am
+# Di., 5. März 2024, 10:12:"
+_BEFORE_DATE = r"(?:on|am|den|le|sur|el|il|in data|op|no dia|em|den)"
+_VERB_THEN_DATE = re.compile(
+    r"\b(?:wrote|schrieb|écrit|escribió|scritto|schreef|escreveu|skrev)\s"
+    rf"{_BEFORE_DATE}\s(?P<date>.{{4,80}}?)\s?[:：]$"
+)
+_CLOCK = re.compile(r"\d{1,2}[:.h]\d{2}")
+# Tuta names no verb: "05.03.2024, 10:12 von bob@x.com:"
+_DATE_BY_ADDRESS = re.compile(
+    r".{6,40}\d{1,2}[:.]\d{2}.{0,12}\s(?:by|von|par|por|da|de|van|av|af)\s<?\S{1,64}@\S{1,190}[:：]$"
+)
+# Horde and others name neither verb nor date: "Zitat von Bob Lee <bob@x.com>:"
+_QUOTING = re.compile(
+    r"(?:Quoting|Zitat von|Selon|Mensaje citado por|Citando a?|Citazione da|Citat|Cytowanie)\s.{2,160}[:：]$"
+)
+# Zoho rules it off: "---- On Tue, 05 Mar 2024 10:12:33 +0100 Bob Lee <bob@x.com> wrote ----"
+_RULED = re.compile(
+    rf"[-=]{{2,10}}\s?(?:On|Am|Le|El|Il|Op|Em|Den)\s.{{10,300}}\b(?:{_VERBS})\s?[-=]{{2,10}}$"
+)
+# GroupWise: ">>> Bob Lee <bob@x.com> 05.03.2024 10:12 >>>" above the bare text; also with "in Nachricht <…>:"
+_GROUPWISE = re.compile(
+    r">>>\s(?!>).{3,300}?(?:\d{1,2}[:.]\d{2}(?:\s?[AP]M)?\s?>{1,3}"
+    r"|\sin (?:Nachricht|message|messaggio|mensaje|bericht)\b.{0,200}[:：]?)$"
 )
 _NAME_THEN_VERB = re.compile(r"(?:[A-ZÀ-Ý][\w.'’-]{0,40}|[>)\"\]]),?\s(?:" + _VERBS + r")\s?[:：]$")
 _DATE_LEAD = re.compile(
-    r"(?:-{1,4}\s?)?(?:(?:On|Am|Le|El|Il|Op|Em|Den|Vid|På|Dne|Dnia|W dniu|At|In|Pe|Στις|Mon|Tue|Wed|Thu|Fri|"
-    r"Sat|Sun|"
+    r"(?:-{1,4}\s?)?(?:(?:On|Am|Le|El|Il|Op|Em|No dia|Den|Vid|På|Dne|Dnia|W dniu|At|In|Pe|Στις|Mon|Tue|Wed|"
+    r"Thu|Fri|Sat|Sun|"
     r"Quoting|Citando|Zitat von)(?!\w)|\d{1,4}[./年-])"
 )
 _NAME_LEAD = re.compile(r"(?:-{1,4}\s?)?(?:[\"'<\[]?[A-ZÀ-Ý]|[\"'<\[]|\S{1,64}@\S)")
 _ADDRESS = re.compile(r"[\w.+'-]{1,64}@[\w-]{1,63}\.[\w.-]{2,}")
 _TIME_OR_YEAR = re.compile(r"\b\d{1,2}[:.h]\d{2}\b|\b(?:19|20)\d\d\b|\b\d{1,2}[/.]\d{1,2}[/.]\d{2,4}\b|\d年")
+# What the header of a mail holds: an address, a Notes name, a time or a year.
+_MAIL_HEADER = re.compile(rf"[@/<]|{_TIME_OR_YEAR.pattern}")
 _FIRST_PERSON = re.compile(
-    r"\b(?:I|we|ich|wir|je|j['’]ai|nous|yo|io|ik|wij|eu|jag|vi|she|he|they|er|sie|who|it)\s+"
-    r"(?:also |just |then |once |ai |have |had |habe )?(?:" + _VERBS + r"|said)\s?:$",
+    r"(?<![\w.@-])(?:I|we|ich|wir|je|j['’]ai|nous|yo|io|ik|wij|eu|jag|vi|she|he|they|er|sie|who|it)\s+"
+    rf"(?:also |just |then |once |ai |have |had |habe )?(?:{_VERBS}|said)"
+    rf"(?:\s{_BEFORE_DATE}\s.{{4,80}})?\s?:$",
     re.I,
 )
 # Digits as OCR reads them: 0 as O, 5 as S, 1 as I or l.
 _DATE = re.compile(
     r"(?<!\w)[\dOSIl]{1,2}\s?[/.]\s?[\dOSIl]{1,2}\s?[/.]\s?[\dOSIl]{2,4},?\s{1,4}[\dOSIl]{1,2}[:.][\dOSIl]{2}"
     r"|\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d",
+)
+_MAX_ONE_LINE = 4_000
+_INNER_LABEL = re.compile(
+    r"\s(" + "|".join(re.escape(word) for words in _LABELS.values() for word in words.split("|")) + r")\s?:\s"
 )
 _ONE_LINE_HEADER = re.compile(r"(?:\d\s*(?:[AP]M)?)\s+To:\s.{0,2000}?\sSubject:", re.I)
 _AM_PM = re.compile(r"\b[AP]M\b", re.I)
@@ -191,7 +226,7 @@ _RESPOND = re.compile(r"(?:Please respond to|Sent by)\b", re.I)
 _WIRE = re.compile(r"Date:\s{0,3}[\dOSIl/]{6,10}\s{1,3}Time:", re.I)
 _NAME_TOKEN = re.compile(
     r"[\"'(<\[]?(?:[A-ZÀ-ÝŁŠŽ0-9&][\w.,'’`/()-]*|@\S*|\S+@\S*|\S+/\S*|von|van|de|der|den|da|la|le|di|del|"
-    r"bin|al)[\"')>\],;]*$"
+    r"do|dos|das|e|y|bin|al)[\"')>\],;]*$"
 )
 
 
@@ -216,6 +251,12 @@ def split_quotes(text: str, *, subject: str = "") -> QuoteSplit:
                 own.append(i)  # mbox escapes a line of the author's that begins with "From "
                 i += 1
                 continue
+            if line.startswith(">>> ") and _is_groupwise(lines, i):
+                split.cuts.append(("reply", i, count))
+                split.kind = split.kind or QuoteKind.REPLY
+                split.body_after = i + 1
+                split.hopeless |= not own_has_words(lines, own)
+                break
             end, unsure = _quoted_run(lines, i, quoted)
             if own and own[-1] == i - 1 and _runs_into_quote(lines, own):
                 own.pop()
@@ -328,6 +369,18 @@ def _quoted_run(lines: Sequence[str], start: int, quoted: list[str]) -> tuple[in
     return index, unsure
 
 
+def _is_groupwise(lines: Sequence[str], index: int) -> bool:
+    """Tell whether a ">>>" line is GroupWise's header of a message that nothing marks."""
+    above = lines[index - 1].lstrip() if index else ""
+    following = _next_text(lines, index + 1)
+    return (
+        not above.startswith(">")
+        and following is not None
+        and not lines[following].lstrip().startswith(">")
+        and _GROUPWISE.match(lines[index].strip()) is not None
+    )
+
+
 def _runs_into_quote(lines: Sequence[str], own: Sequence[int]) -> bool:
     """Tell whether the last own line is the first of the quote below it: a client wrapped that line.
 
@@ -378,9 +431,19 @@ def _attribution_start(lines: Sequence[str], end: int) -> int | None:
         if _DATE_LEAD.match(line):
             if _is_attribution(joined, marked):
                 return start
-        elif found is None and _NAME_LEAD.match(line) and _is_attribution(joined, marked):
+        elif (
+            (found is None or (start == found - 1 and _is_end_of_name(lines[found].strip(), line)))
+            and _NAME_LEAD.match(line)
+            and _is_attribution(joined, marked)
+        ):
             found = start  # "Bob Lee <bob@x.com> wrote:" – unless a line above begins with the date
     return found
+
+
+def _is_end_of_name(line: str, above: str) -> bool:
+    """Tell whether a client wrapped a long name: the line above holds its beginning and nothing else."""
+    first = line.split(maxsplit=1)[0]
+    return (line[0] == "<" or len(above) + len(first) >= _MIN_WRAPPED) and _looks_like_name(above)
 
 
 def _is_attribution(joined: str, marked: bool) -> bool:
@@ -392,6 +455,10 @@ def _is_attribution(joined: str, marked: bool) -> bool:
         )
     if _VERB_THEN_NAME.search(joined):
         return address or marked or dated
+    if date := _VERB_THEN_DATE.search(joined):
+        return address or marked or _CLOCK.search(date["date"]) is not None
+    if (marked and _QUOTING.match(joined)) or _DATE_BY_ADDRESS.match(joined):
+        return True
     # "2026/3/3 10:12 Bob Lee <bob@x.com>:" has no verb at all.
     return address and dated and (marked or joined.endswith((">:", ">：")))
 
@@ -415,6 +482,8 @@ def _separator_or_header(
         if nearly is not None:
             kind = nearly if nearly is QuoteKind.FORWARD else None
             return index, _body_after_separator(lines, index), kind
+        if line.endswith(("--", "==")) and _RULED.match(line):
+            return index, index + 1, None
     elif first in "BFADIV" and _BARE_FORWARD.match(line):
         return index, _body_after_separator(lines, index), QuoteKind.FORWARD
     if "----" in line and "Forwarded by " in line:
@@ -432,9 +501,17 @@ def _separator_or_header(
                 return index, index + 1, QuoteKind.FORWARD  # the author deleted the rest of the header
             if _WIRE.match(line):
                 return index, index + 1, QuoteKind.FORWARD
-    if len(line) < 4_000 and " Subject:" in line and _ONE_LINE_HEADER.search(line):
+            if label.kind == "from" and len(line) < _MAX_ONE_LINE and _holds_header(line):
+                return index, index + 1, None
+    if len(line) < _MAX_ONE_LINE and " Subject:" in line and _ONE_LINE_HEADER.search(line):
         return index, index + 1, None
     return None
+
+
+def _holds_header(line: str) -> bool:
+    """Tell whether a line that begins with a sender goes on with the rest of a header."""
+    kinds = {_KIND_OF_LABEL[found[1].lower()] for found in _INNER_LABEL.finditer(line)}
+    return {"sent", "to", "subject"} <= kinds
 
 
 class Label(NamedTuple):
@@ -447,14 +524,14 @@ class Label(NamedTuple):
 
 
 def _label_of(line: str) -> Label | None:
-    """Return the label at the start of a line, "Subject :" or in bold "*From:*"; None for any other line."""
+    """Return the label at the start of a line, "Subject :" or in bold "**From:**"; None for another line."""
     head = line[:_MAX_LABEL]
     if ":" not in head and ";" not in head and "：" not in head:
         return None
     colon = _LABEL_END.search(head)
     if colon is None:
         return None
-    word = line[: colon.start()].removeprefix("*").removesuffix("*")
+    word = line[: colon.start()].strip("*")
     bare = word.rstrip(" \t")
     kind = _KIND_OF_LABEL.get(bare.lower()) if len(word) - len(bare) <= _MAX_LABEL_GAP else None
     return None if kind is None else Label(kind, colon.end())
@@ -550,7 +627,9 @@ def _header_block(lines: Sequence[str], start: int) -> int | None:
             # A subject wraps; a body does not follow a subject without a blank line.
             end = index + 1
     if "from" in labels and len(labels - {"from", "other"}) >= 2:
-        return end
+        # "From: Berlin, To: Munich, Date: 12 March" is a journey.
+        bare = labels <= {"from", "to", "sent"} and not any(map(_MAIL_HEADER.search, lines[start:end]))
+        return None if bare else end
     if "to" in labels and ("subject" in labels or ("cc" in labels and "other" in labels)):
         # Two labels alone are also how one writes a memo or a list: ask for an address, a third label or
         # the date line that Lotus puts above.
@@ -621,13 +700,15 @@ def _with_company_above(lines: Sequence[str], start: int) -> int:
 
 
 def _with_rule_above(lines: Sequence[str], start: int) -> int:
-    """Include a rule of underscores or dashes directly above a header block (Outlook draws one)."""
+    """Include a rule (Outlook draws one) or a bare "Original Message" directly above a header block."""
     index = start - 1
     while index >= 0 and start - index <= 3 and not lines[index].strip():
         index -= 1
     if index >= 0:
         rule = lines[index].strip()
         if len(rule) >= 5 and not rule.strip("_-=*"):
+            return index
+        if len(rule) <= _MAX_BARE_MARKER and _BARE_MARKER.fullmatch(rule):
             return index
     return start
 
@@ -733,18 +814,11 @@ def _unmarked_words(text: str) -> list[str]:
         if stripped and stripped[0] in _DASHES and _SEPARATOR.match(stripped):
             break
         kept.append(line)
-        if not (_ENDS_WITH_VERB.search(stripped) or _VERB_THEN_NAME.search(stripped)):
+        if not stripped.endswith((":", "：")):
             continue
         following = _next_text(lines, index + 1)
         if following is not None and lines[following].lstrip().startswith(">"):
-            _drop_paragraph_end(kept)
+            start = _attribution_start(lines, index)
+            if start is not None:
+                del kept[start - index - 1 :]
     return " ".join(kept).split()
-
-
-def _drop_paragraph_end(kept: list[str]) -> None:
-    """Take back the lines of the attribution that the last line ends, at most four."""
-    for _ in range(4):
-        dated = _DATE_LEAD.match(kept[-1].strip()) is not None
-        kept.pop()
-        if dated or not kept or not kept[-1].strip():
-            return

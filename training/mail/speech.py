@@ -35,3 +35,26 @@ def speaks(paragraph: str) -> bool:
         or text[-20:].rstrip(_CLOSING_MARKS).endswith(_POINTS_DOWN)
         or PERSON.search(QUOTED.sub(" ", text)) is not None
     )
+
+
+# First and second persons of the seven languages that mail is best known in.
+_PERSONS = re.compile(
+    r"\b(?:I|we|you|your|me|us|let['’]?s|ich|wir|du|sie|ihnen|mir|uns|dir|je|nous|vous|tu|moi|te|"
+    r"yo|me|nos|usted|ustedes|mi|ci|vi|voi|lei|ik|wij|we|je|jij|u|eu|nós|você|vocês|lhe)\b|\bj['’]",
+    re.I,
+)
+_MIN_SAID_WORDS = 4
+_NOT_SAID = re.compile(
+    r"https?://|www\.|@|\d{4}|confiden|privileg|recipient|vertraulich|destinat|printing|sent from", re.I
+)
+
+
+def is_said(line: str) -> bool:
+    """Tell whether a line is a whole sentence from somebody to somebody: no slogan, address or disclaimer."""
+    words = line.split()
+    return (
+        len(words) >= _MIN_SAID_WORDS
+        and line.rstrip()[-1] in ".!?"
+        and _PERSONS.search(line) is not None
+        and _NOT_SAID.search(line) is None
+    )
