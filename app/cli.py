@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -506,13 +509,33 @@ def _exit_code(job: Job) -> int:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    print(json.dumps(value, indent=2, ensure_ascii=encoding != "utf8"))
+
+
+def _write_what_can_be_written() -> None:
+    """Let an output without umlauts, or a file name that is no text, cost a sign and not the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Write what is buffered while an error can still be told: at the end of Python it is a traceback."""
+    try:
+        yield
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 def main() -> None:
     """Run the command line; every error that is meant for a person is one sentence, not a traceback."""
+    _write_what_can_be_written()
     try:
-        app()
+        with _flushed():
+            app()
     except OwnvoiceError as exc:
         if "--json" in sys.argv:
             _print_json({"error": {"code": exc.code, "message": str(exc)}})
@@ -522,7 +545,20 @@ def main() -> None:
         terminal.show_error("Interrupted.")
         sys.exit(130)
     except BrokenPipeError:
+        _leave_standard_output()
         sys.exit(1)
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        _leave_standard_output()
+        terminal.show_error("The output cannot be written: no space is left on the device.")
+        sys.exit(1)
+
+
+def _leave_standard_output() -> None:
+    """Let the rest go nowhere: Python writes what is buffered once more when it ends."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
 
 
 if __name__ == "__main__":

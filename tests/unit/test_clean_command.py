@@ -158,6 +158,33 @@ def test_a_standard_input_that_cannot_be_read_is_one_sentence(shell: str, comman
     assert ("Standard input" if command == "clean -" else "--yes") in ended.stderr
 
 
+def cleaned(
+    home: Path, *arguments: str, out: str = "", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own; `out` is what the shell does with standard output."""
+    (home / "m.eml").write_bytes(f"{HEADERS}Content-Type: text/plain; charset=utf-8\n\n{BODY}Café.".encode())
+    command = f'{sys.executable} -c "import app.cli; app.cli.main()" clean {" ".join(arguments)} m.eml {out}'
+    paths = {"PYTHONPATH": str(PROJECT_ROOT), **environment}
+    return subprocess.run(["sh", "-c", command], cwd=home, env={**os.environ, **paths}, capture_output=True)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_that_knows_no_umlauts_gets_the_words_all_the_same(home: Path, encoding: str) -> None:
+    told = cleaned(home, "--json", PYTHONIOENCODING=encoding)
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert "cutter" in json.loads(told.stdout.decode("ascii"))["own_words"]
+    shown = cleaned(home, PYTHONIOENCODING=encoding)
+    assert (shown.returncode, shown.stderr) == (0, b"") and b"cutter" in shown.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_full_disk_is_one_sentence(home: Path, arguments: tuple[str, ...]) -> None:
+    ended = cleaned(home, *arguments, out="> /dev/full")
+    assert ended.returncode == 1
+    assert ended.stderr.decode() == "The output cannot be written: no space is left on the device.\n"
+
+
 def test_missing_files_and_folders_are_named(home: Path) -> None:
     for path, words in ((home / "none.eml", "does not exist"), (home, "is a folder")):
         shown = run(path)

@@ -2,9 +2,8 @@
 
 Numbers count only when their checksum holds (Luhn, ISO 7064 mod 97-10) and issuer or country use their
 length, so that phone and order numbers stay; those without one (American social security, British accounts)
-count in their own grouping or by their name. A word that may be a password counts only when the sentence says
-that it is one, or when no person would write it as a word. Linear time on any text: repetition in patterns is
-bounded.
+count in their own grouping or by their name. Passwords are found by `training.mail.passwords`. Linear time on
+any text: repetition in patterns is bounded.
 """
 
 from __future__ import annotations
@@ -13,10 +12,30 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from training.mail import passwords
+
 PLACEHOLDERS = (
     "[private key]", "[API key]", "[password]", "[card number]", "[account number]", "[code]", "[link]",
     "[ID number]",
 )  # fmt: skip
+_MIN_CARD_DIGITS = 13
+_MIN_BARE_CODE = 5
+_LONG = 16
+"""Characters of the shortest key."""
+_LICENCE_CHARS, _LICENCE_DASHES = 23, 3
+_BANK_HINTS = (
+    "routing",
+    "aba",
+    "blz",
+    "bsb",
+    "acct",
+    "a/c",
+    "konto",
+    "compte",
+    "cuenta",
+    "conto",
+    "rekening",
+)
 
 IBAN_LENGTHS = {
     "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BI": 27,
@@ -55,6 +74,10 @@ _API_KEY = re.compile(
     r"|npm_[A-Za-z0-9]{30,60}|pypi-[A-Za-z0-9_-]{30,250}|SG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"
     r"|xapp-[A-Za-z0-9-]{20,200}|GOCSPX-[A-Za-z0-9_-]{20,60}|whsec_[A-Za-z0-9+/=]{20,100}"
     r"|AGE-SECRET-KEY-1[0-9A-Z]{50,70}|dop_v1_[a-f0-9]{64}|shpat_[a-fA-F0-9]{32}"
+    r"|glrt-[A-Za-z0-9_-]{20,60}|key-[0-9a-f]{32}|[0-9a-f]{32}-us\d{1,2}|EAAA[A-Za-z0-9_-]{56,100}"
+    r"|(?:secret|ntn)_[A-Za-z0-9]{40,60}|lin_api_[A-Za-z0-9]{32,60}|ATATT3[A-Za-z0-9_=-]{40,250}"
+    r"|sl\.[A-Za-z0-9_-]{60,200}|hvs\.[A-Za-z0-9_-]{20,200}|gsk_[A-Za-z0-9]{40,60}|dckr_pat_[A-Za-z0-9_-]{20,60}"
+    r"|tskey-[A-Za-z0-9-]{20,80}|\d{8,10}:AA[A-Za-z0-9_-]{30,40}|1//0[A-Za-z0-9_-]{40,150}|[A-Za-z0-9_-]{3}\dQ~[A-Za-z0-9_.~-]{31,40}"
     r"|eyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,4000}(?:\.[A-Za-z0-9_-]{5,2000})?"
     r")(?![A-Za-z0-9])"
 )
@@ -69,49 +92,25 @@ _NAMED_KEY = re.compile(
 # What follows "key" and mixes letters with digits for 16 characters is one, whatever stands between.
 _BARE_KEY = re.compile(
     r"(?<![^\W_])((?:key|token|secret)s?)([\"']?\s{0,3}(?:(?:is|was|[:=])\s{0,3})?[\"'`]?)"
-    r"(?=[A-Za-z]{0,64}\d)(?=\d{0,64}[A-Za-z])[A-Za-z0-9]{16,512}(?![\w@-])",
+    r"(?:(?=[A-Za-z]{0,64}\d)(?=\d{0,64}[A-Za-z])[A-Za-z0-9]{16,512}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"(?![\w@-])",
     re.I,
 )
+# "The secret that goes with it is …": in the same sentence, with capitals, small letters and digits.
+_NEAR_KEY = re.compile(
+    r"(?<![^\W_])(?P<lead>(?:key|token|secret)s?\b[^\n.!?]{0,60}?[\s\"'`:=])"
+    r"(?P<value>[A-Za-z0-9][A-Za-z0-9+/_.~=-]{30,200}[A-Za-z0-9=])(?![\w@])"
+)
+# XK7FD-93HTR-QW2PM-8VB6C: five groups or so of five.
+_LICENCE = re.compile(r"(?<![\w-])(?=[A-Z-]{0,35}\d)[A-Z0-9]{5}(?:-[A-Z0-9]{5}){3,5}(?![\w-])")
 # 32 and more characters with letters and digits mixed: a token of some service, or a hash.
 _LONG_TOKEN = re.compile(
     r"(?<![\w/@.-])(?=[A-Za-z]{0,64}\d)(?=\d{0,64}[A-Za-z])[A-Za-z0-9]{32,512}(?![\w@-])"
 )
 
-_PASSWORD_WORDS = (
-    r"pass[ -]?word|pass[ -]?phrase|passwd|pwd|pw|kennwort|passwort|mot de passe|mdp|contraseña|clave|"
-    r"parola d['’]ordine|"
-    r"wachtwoord|senha|palavra-passe|lösenord|adgangskode|passord|salasana|hasło|heslo"
-)
-_PASSWORD = re.compile(
-    r"(?<![^\W_])(?P<word>(?:" + _PASSWORD_WORDS + r")s?)(?!\w)"
-    r"(?P<gap>[\"']?[ \t\xa0]{0,3}(?::|=|->|→|#:?)[ \t\xa0]{0,3}\n?[ \t\xa0]{0,3}"
-    r"|(?:[ \t]{1,3}\w{1,12}){0,3}[ \t]{1,3}(?:is|was|ist|lautet|est|es|è|é|är|er|to)[ \t]{0,2}:?[ \t]{1,3}"
-    # A line of its own below "password", with a digit, and nothing else on it.
-    r"|[ \t]{0,3}\n{1,2}[ \t]{0,3}(?=[^\s,;\d]{0,80}\d[^\s,;]{0,80}[ \t]{0,3}(?:\n|$))"
-    r"|[ \t]{1,3}(?:[-–—|/][ \t]{1,3})?)"
-    r"(?P<value>\"[^\"\n]{3,80}\"|'[^'\n]{3,80}'|[^\s,;]{3,80})",
-    re.I,
-)
-# "Password: correct horse battery staple": letters alone, to the end of the line or clause.
-_PASSPHRASE = re.compile(
-    r"(?<![^\W_])(?P<word>(?:" + _PASSWORD_WORDS + r"))(?P<gap>[ \t\xa0]{0,3}[:=][ \t\xa0]{0,3})"
-    r"(?P<value>[^\W\d_]{2,20}(?:[ \t][^\W\d_]{2,20}){1,7})(?=[,;.!]|[ \t]{0,3}(?:\n|$))",
-    re.I,
-)
-# "pass" alone is a word of many uses: the thing that is opened stands before it, or nothing on its line.
-_PASS = re.compile(
-    r"(?P<word>(?:^|\b(?:temporary|temp|new|old|my|your|the|login|user|guest|admin|root|wifi|wi-fi|mail|email|"
-    r"vpn) )pass)(?P<gap>[ \t]{0,3}[:=][ \t]{0,3})(?P<value>[^\s,;]{5,80})",
-    re.I | re.M,
-)
-_LOGIN_PAIR = re.compile(
-    r"\b((?:log-?in|credentials|zugangsdaten|anmeldedaten|identifiants|user(?:name)?)"
-    r"(?:[ \t]{0,2}:|[^\n/:.]{0,60}?[ \t](?:is|are|ist|lautet)[ \t])"
-    r"[ \t]{0,3}[^\s/]{2,80}[ \t]{0,2}/[ \t]{0,2})(?P<value>[^\s,;/]{4,80})",
-    re.I,
-)
 _PIN = re.compile(
-    r"\b(PIN|P\.I\.N\.)((?:[ -]?(?:code|number|no\.?))?\s{0,3}(?:is|ist|est|es|[:=#])?\s{0,3})\d{4,8}\b"
+    r"\b(PIN|P\.I\.N\.)((?:[ -]?(?:[Cc]ode|[Nn]umber|[Nn]o\.?))?"
+    r"(?:\s{0,3}(?:is|ist|lautet|est|es|[:=#])?\s{0,3}|[^\n\d.!?]{2,30}?\s(?:is|ist|lautet|est|es|è|é)\s{1,3}))\d{4,8}\b"
 )
 _OWN_PIN = re.compile(
     r"\b((?:my|your|his|her|our|their|new|card|bank|atm|sim|phone|door|alarm) pin(?: code| number)? )"
@@ -119,32 +118,63 @@ _OWN_PIN = re.compile(
     re.I,
 )
 _PIN_SAID = re.compile(
-    r"\b(pin)((?:[ -]?(?:code|number|no\.?))?\s{0,3}(?:is|ist|est|es|[:=]|#:?)\s{0,3})"
+    r"\b(pin)((?:[ -]?(?:code|number|no\.?))?(?:['’]s)?\s{0,3}(?:is|ist|est|es|[:=]|#:?)\s{0,3})"
     r"(?:\d{3}-\d{4}|\d{4,8})\b",
     re.I,
 )
+# What opens something by itself; what the value means must not be said. TAN is no tan.
 _CODE = re.compile(
-    r"\b(?P<word>otp|tan|2fa|mfa|one[- ]time (?:code|password|passcode)|"
+    r"\b(?P<word>otp|puk|(?-i:[a-z]{0,3}TAN)|2fa|mfa|one[- ]time (?:code|password|passcode)|"
     r"(?:verification|security|confirmation|access|login|log-in|sign-in|authentication|auth|activation|"
-    r"unlock|gate|"
-    r"alarm|door|participant|host|conference|pass)[ -]?(?:code|pin|key|number)s?|"
-    r"bestätigungscode|sicherheitscode|zugangscode|code de (?:vérification|sécurité|confirmation)|"
-    r"código de (?:verificación|seguridad|verificação|segurança)|codice di (?:verifica|sicurezza)|"
-    r"verificatiecode|beveiligingscode|verifieringskod|säkerhetskod)(?!\w)"
-    r"(?P<gap>[^\n\d]{0,25})(?P<value>\d{3}[ -]\d{3}|\d{4,10}|[A-Z0-9]{2,5}-[A-Z0-9]{2,5})(?![\w-]*\w)",
+    r"unlock|gate|entry|backup|recovery|alarm|door|participant|host|conference|pass)[ -]?"
+    r"(?:code|pin|key|number)s?|"
+    r"code d['’](?:accès|entrée)|"
+    r"code de (?:vérification|sécurité|confirmation|la porte)|code du portail|"
+    r"código de (?:verificación|seguridad|verificação|segurança|acceso|acesso)|"
+    r"codice (?:di (?:verifica|sicurezza|accesso)|d['’]accesso)|"
+    r"verifieringskod|säkerhetskod)(?!\w)"
+    r"(?P<gap>[^\n\d]{0,25}|[ \t]{0,3}\n)"
+    r"(?P<value>\d{3}[ -]\d{3}|\d{4}-\d{4}(?:(?:, ?| and | und | et | y | e )\d{4}-\d{4}){0,12}|"
+    r"\d{4,10}|[A-Z0-9]{2,5}-[A-Z0-9]{2,5})(?![\w-]*\w)",
     re.I,
 )
-# "zip code: 77046" and "tax code: 4590" open nothing.
+# "Türcode", "toegangscode"
+_CODE_COMPOUND = re.compile(
+    r"(?P<word>code)(?<=[^\W\d_][^\W\d_]code)(?!\w)(?P<gap>[^\n\d]{0,25}|[ \t]{0,3}\n)"
+    r"(?P<value>\d{3}[ -]\d{3}|\d{4,10})(?![\w-]*\w)",
+    re.I,
+)
 _CODE_SAID = re.compile(
-    r"(?<!\bzip )(?<!\barea )(?<!\btax )(?<!\bpostal )(?<!\bcountry )(?<!\bdress )(?<!\bsource )(?<!\bcost )"
-    r"\b(?P<word>code)(?P<gap>[ \t\xa0]{0,2}(?::|=|is|lautet|est|es)[ \t\xa0]{0,3}\n{0,2})"
-    r"(?P<value>\d{3}[ -]\d{3}|\d{4,10}|(?=[A-Z]{0,15}\d)[A-Z0-9]{5,16})(?![\w-]*\w)",
+    r"(?P<before>\b[^\W\d_]{2,12}[ -])?\b(?P<word>(?:code|código|codice)s?)"
+    r"(?P<gap>(?:['’]s|[ \t](?:for|to|of|zur?|zum|für|pour|del?|du|della?|da|do|van|voor)[ \t]"
+    r"[^\n\d.:!?]{2,40}?)?[ \t\xa0]{0,2}(?::|=|,|\b(?:is|was|will be|lautet|ist|est|es)\b|è|é)?[ \t\xa0]{0,3}"
+    r"\n{0,2}\#?)(?P<value>\d{3}[ -]\d{3}|\d{4,10}|(?=[A-Z]{0,15}\d)[A-Z0-9]{5,16})(?![\w-]*\w)",
+    re.I,
+)
+# "zip code: 77046", "error code 50012" and "the code is 20000 lines" open nothing.
+_OF_OTHER_CODES = """
+    zip area tax postal post country dress source cost error product colour color order article item booking
+    discount promo voucher bar qr dialling dialing exit status response http sort model part job project dial
+    fault uni de en geo fehler farb rabatt gutschein länder
+"""
+_OTHER_CODES = frozenset(_OF_OTHER_CODES.split())
+_CLAUSE_ENDS = re.compile(
+    r"[ \t]*(?:[\n.,;:)!?#/(-]|$|(?:and|but|or|to|for|on|at|if|when|until|then|as|und|oder|et|ou|y|e|en)\b)"
+)
+_LETTERS_BEFORE = re.compile(r"[^\W\d_]+$")
+_YEAR = re.compile(r"(?:19|20)\d\d")
+# The gap before a value ends with what tells it.
+_SAYS = re.compile(r"(?:[:=\n]|\b(?:is|was|be|ist|lautet|est|es)|['’]s|[èé])[\s\#\"'“*]*$")
+# "use 482913 to log in"
+_CODE_USED = re.compile(
+    r"\b((?:use|enter|type|dial|press|gib|tippe|saisis|introduce|usa)(?: the)?(?: code)? )\d{5,8}"
+    r"(?= (?:to|when|as|at|and|if|for|ein|pour|para|per)\b)",
     re.I,
 )
 _CODE_FIRST = re.compile(
     r"(?<![\w.,-])(?:[A-Z]-)?(?:\d{3}[ -]\d{3}|\d{4,8})"
     r"(?= (?:is|ist|est|es) (?:your|the|my|ihr|dein|votre|tu|su) [\w -]{0,30}"
-    r"\b(?:\w{0,20}code|código|pin|tan)\b)",
+    r"\b(?:\w{0,20}code|código|pin|tan|otp|password)\b)",
     re.I,
 )
 _CVV = re.compile(
@@ -161,14 +191,30 @@ _SORT_PAIR = re.compile(
     re.I,
 )
 _SORTED_ACCOUNT = re.compile(r"\b((?:acc(?:oun)?t|acc|a/c)[^\n\d]{0,25})\d{4} ?\d{4}(?!\d)", re.I)
-# The digit stands before what may not stand before it: the engine then looks at digits only.
-_CARD = re.compile(r"[2-6](?<![\w.+-]\d)\d{3}(?:[ .\xa0-]?\d){9,15}(?![\w-])")
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ \xa0-]?[A-Z0-9]){11,31}", re.I)
+# American banks; any account that is called one and has eight digits or more.
+_ROUTING = re.compile(r"\b((?:routing|aba|blz|bsb)\b[^\n\d]{0,15})(?:\d{9}|\d{8}|\d{3}-\d{3})(?!\d)", re.I)
+_ACCOUNT_WORDS = (
+    r"account|acct|a/c|kontonummer|konto-?nr|konto nr|n° de compte|numéro de compte|número de cuenta|"
+    r"numero di conto|rekeningnummer"
+)
+_NAMED_ACCOUNT = re.compile(
+    rf"\b((?:{_ACCOUNT_WORDS})\.?[ \t]?"
+    r"(?:(?:number|no|nr|\#)[.:\#]{0,2}[ \t]{0,3}(?:is |ist )?(?=\d{8})|"
+    r"[:\#][ \t]{0,3}(?=\d{8})|[ \t]{0,3}(?=\d{9})))"
+    r"\d{8,17}(?!\d)",
+    re.I,
+)
+_BITLOCKER = re.compile(r"(?<!\d)(?:\d{6}-){7}\d{6}(?!\d)")
+# The digit stands before what may not stand before it: the engine then looks at digits only. One line end may
+# be within a number: clients wrap them.
+_CARD = re.compile(r"[2-6](?<!\d\d)(?<!\d[.+-]\d)\d{3}(?:[ .\xa0‑–\n-]{0,2}\d){9,18}(?![^\W_])")
+_IBAN = re.compile(r"(?<!\w)[A-Z]{2} ?\d{2}(?:[ \xa0\n-]?[A-Z0-9]){11,31}", re.I)
 _URL = re.compile(r"(?:\b[a-z][a-z0-9+.-]{1,15}://|\bwww\.)[^\s<>\"']{4,4000}", re.I)
 _URL_SECRET = re.compile(
     r"[?&#;](?:[\w.-]{0,30}(?:token|secret|passw(?:or)?d|pwd|signature|credential|session|apikey|api_key|"
-    r"auth|otp|jwt)"
-    r"[\w-]{0,20}|sig|key|code|sid|hash|invite|ticket|pin)=[^&\s]{4,}|//[^/\s:@]{1,100}:[^/\s@]{1,100}@",
+    r"auth(?!or)|otp|jwt|rlkey)"
+    r"[\w-]{0,20}|sig|key|code|sid|hash|invite|ticket|pin|pass)=[^&\s]{4,}|//[^/\s:@]{0,100}:[^/\s@]{1,100}@"
+    r"|//chat\.whatsapp\.com/\w|//discord\.gg/\w|//t\.me/(?:joinchat/|\+)\w|//we\.tl/\w|//1drv\.ms/\w",
     re.I,
 )
 # One run of letters and digits mixed tells a token from the title of an article: "3-ways-to-cook-beans".
@@ -186,55 +232,30 @@ _URL_WEBHOOK = re.compile(
     r"//hooks\.slack\.com/\w|//discord(?:app)?\.com/api/webhooks/\w|/webhook/[\w-]{16}", re.I
 )
 
-# What a password is said to be when it is not told: "the password is wrong", "needed", "missing".
-_SAID_OF_PASSWORDS = """
-    a about above active already also always an and any as at available bad being below blank by case common
-    confidential correct default different down due easy either empty enough fine for from good gone hard here
-    hers his how important in incorrect invalid it its just kept known less long longer lost made mandatory
-    mine more my never new no none not now null obvious off ok okay old on one only open optional our ours out
-    over poor private public ready right safe same secret secure set shared short simple so still strong such
-    sure temporary that the their theirs then there these this those to too unique unknown up valid very via
-    visible weak what when where which why with wrong your yours
-"""
-_NO_PASSWORDS = frozenset(_SAID_OF_PASSWORDS.split())
-_SAID_ENDINGS = ("ed", "en", "ing", "able", "ible", "ly", "ary", "sent", "sensitive")
-_CLAUSE_ENDS = re.compile(r"[ \t]{0,3}(?:[\n,;)]|$|(?:and|but|or|so|if|until|for|on) )")
-# With one of these a line behind "password:" is a sentence and no phrase.
-_IN_SENTENCES = """
-    am and are ask be been below by call can follows from has have if is let me need or please see sent them
-    then to was we when will with you your
-    bitte et ist mit och oder ou und y
-"""
-_SENTENCE_WORDS = frozenset(_IN_SENTENCES.split())
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d\D?\d\D?\d\D?\d")
-# Substrings without which a pattern cannot match: finding them costs a hundredth of running it.
-_PASSWORD_HINTS = (
-    "pass", "pw", "kennwort", "mdp", "contrase", "clave", "parola", "wachtwoord", "senha", "palavra",
-    "lösenord",
-    "adgangskode", "salasana", "hasło", "heslo",
-)  # fmt: skip
-_PASS_HINT, _SSN_HINT = re.compile(r"pass[ \t]{0,3}[:=]"), re.compile(r"-\d\d-\d{4}")
+_SSN_HINT = re.compile(r"-\d\d-\d{4}")
 _SORT_HINT = re.compile(r"-\d\d-\d\d[^\d-]")
-_LOGIN_HINTS = ("login", "log-in", "credentials", "zugangsdaten", "anmeldedaten", "identifiants", "user")
-_PASSPHRASE_HINT = re.compile(rf"(?:{'|'.join(_PASSWORD_HINTS)})[^\n:=]{{0,16}}[:=]")
 _API_KEY_HINTS = (
     "sk-", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox",
     "AKIA", "ASIA", "AIza", "ya29.", "hf_", "npm_", "pypi-", "SG.", "xapp-", "GOCSPX-", "whsec_",
-    "AGE-SECRET-KEY-1", "dop_v1_", "shpat_", "eyJ",
+    "AGE-SECRET-KEY-1", "dop_v1_", "shpat_", "eyJ", "glrt-", "key-", "-us", "EAAA", "secret_", "ntn_",
+    "lin_api_", "ATATT3", "sl.", "hvs.", "gsk_", "dckr_pat_", "tskey-", "1//0", "Q~", ":AA",
 )  # fmt: skip
 _KEY_HINTS = ("key", "token", "secret")
 _NAMED_KEY_HINT = re.compile(r"(?:key|token|secret)[\"']?\s{0,3}(?:is|[:=])")
-_IBAN_HINT = re.compile(r"\d\d(?<=[A-Za-z]{2}\d\d)")
+_IBAN_HINT = re.compile(r"\d\d(?<=[A-Za-z]{2}\d\d)|\d\d(?<= \d\d)(?<=[A-Za-z]{2} \d\d)(?= \d{4} )")
 # Every alternative begins with a letter: the engine then skips all others.
 _CODE_HINT = re.compile(
-    r"code|codice|código|kod|p\.i\.n|one[- ]time|otp\b(?<=\botp)|tan\b(?<=\btan)|2fa\b(?<=\b2fa)|"
+    r"code|codice|código|kod|p\.i\.n|one[- ]time|otp\b(?<=\botp)|tan\b(?<=\btan)|tan\b(?<=\b[ims]tan)|"
+    r"smstan|puk\b|2fa\b(?<=\b2fa)|"
     r"mfa\b(?<=\bmfa)|keys?\b|numbers?\b|pin(?![a-z])|pins\b"
 )
 # The longest word ("code de confirmation"), its gap and a value of which only the last character is a digit.
 _CODE_WITH_DIGIT = re.compile(
-    r"(?:code|codice|código|kod|otp|tan|2fa|mfa|pin|key|number|password)[^\n]{0,60}\d"
+    r"(?:code|codice|código|kod|otp|tan|puk|2fa|mfa|pin|key|number|password)[^\n]{0,60}\d"
 )
+_CODE_USED_HINT = re.compile(r"\d{5} (?:to|when|as|at|and|if|for|ein|pour|para|per)\b")
 _CODE_FIRST_HINT = re.compile(r"\d (?:is|ist|est|es) ")
 
 
@@ -243,10 +264,11 @@ def redact(text: str) -> Redacted:
     lowered = text.lower()
     some_digit = _DIGIT.search(text) is not None
     digits = some_digit and _DIGITS.search(text) is not None
-    longest = max(map(len, text.split()), default=0)
-    long_token = longest >= 16
-    hinted_password = any(hint in lowered for hint in _PASSWORD_HINTS)
-    hinted_login = "/" in text and any(hint in lowered for hint in _LOGIN_HINTS)
+    long_tokens = [token for token in text.split() if len(token) >= _LONG]
+    longest = max(map(len, long_tokens), default=0)
+    long_token = longest > 0
+    hinted_password = passwords.may_hold_passwords(lowered)
+    hinted_login = passwords.may_hold_login(text, lowered)
     if not (some_digit or long_token or hinted_password or hinted_login or "-----BEGIN" in text):
         return Redacted(text, 0, 0)
     counter = _Counter()
@@ -257,23 +279,26 @@ def redact(text: str) -> Redacted:
     if "://" in text or "www." in lowered:
         text = counter.sub(_URL, _replace_url, text)
     if long_token:
-        if any(hint in text for hint in _API_KEY_HINTS):
+        tokens = " ".join(long_tokens)
+        if any(hint in tokens for hint in _API_KEY_HINTS):
             text = counter.sub(_API_KEY, lambda match: "[API key]", text)
         if "bearer " in lowered or "basic " in lowered:
             text = counter.sub(_BEARER, lambda match: f"{match[1]} [API key]", text)
     if hinted_password:
-        if _PASSPHRASE_HINT.search(lowered):
-            text = counter.sub(_PASSPHRASE, _replace_passphrase, text)
-        if _PASS_HINT.search(lowered):
-            text = counter.sub(_PASS, _replace_pass, text)
-        text = counter.sub(_PASSWORD, _replace_password, text)
+        if some_digit:
+            text, count, removed = passwords.replace_chosen(text)
+            counter.count += count
+            counter.removed_chars += removed
+        text = passwords.replace_told(text, lowered, counter.sub)
     if hinted_login:
-        text = counter.sub(_LOGIN_PAIR, _replace_login, text)
+        text = passwords.replace_logins(text, counter.sub)
     if any(hint in lowered for hint in _KEY_HINTS):
         if _NAMED_KEY_HINT.search(lowered):
             text = counter.sub(_NAMED_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
         if long_token:
             text = counter.sub(_BARE_KEY, lambda match: f"{match[1]}{match[2]}[API key]", text)
+            if longest >= 32:
+                text = counter.sub(_NEAR_KEY, _replace_near_key, text)
     if digits:
         if "sort" in lowered:
             text = _replace_sort_codes(text, counter)
@@ -281,10 +306,16 @@ def redact(text: str) -> Redacted:
             text = counter.sub(_SORT_PAIR, lambda match: "[account number]", text)
         if _SSN_HINT.search(text):
             text = counter.sub(_BARE_SSN, lambda match: "[ID number]", text)
+        if "account" in lowered or any(hint in lowered for hint in _BANK_HINTS):
+            text = counter.sub(_ROUTING, lambda match: f"{match[1]}[account number]", text)
+            text = counter.sub(_NAMED_ACCOUNT, lambda match: f"{match[1]}[account number]", text)
         if _IBAN_HINT.search(text):
             text = counter.sub(_IBAN, _replace_iban, text)
         text = counter.sub(_CARD, _replace_card, text)
     if some_digit:
+        if longest >= _LICENCE_CHARS and text.count("-") >= _LICENCE_DASHES:
+            text = counter.sub(_BITLOCKER, lambda match: "[code]", text)
+            text = counter.sub(_LICENCE, lambda match: "[API key]", text)
         if _CODE_HINT.search(lowered):
             text = counter.sub(_PIN, lambda match: f"{match[1]}{match[2]}[code]", text)
             if " pin " in lowered:
@@ -292,10 +323,13 @@ def redact(text: str) -> Redacted:
             text = counter.sub(_PIN_SAID, lambda match: f"{match[1]}{match[2]}[code]", text)
             if _CODE_WITH_DIGIT.search(lowered):
                 text = counter.sub(_CODE, _replace_code, text)
+                text = counter.sub(_CODE_COMPOUND, _replace_compound, text)
             if "code" in lowered:
-                text = counter.sub(_CODE_SAID, _replace_code, text)
+                text = counter.sub(_CODE_SAID, _replace_said_code, text)
             if _CODE_FIRST_HINT.search(lowered):
                 text = counter.sub(_CODE_FIRST, lambda match: "[code]", text)
+        if digits and _CODE_USED_HINT.search(lowered):
+            text = counter.sub(_CODE_USED, lambda match: f"{match[1]}[code]", text)
         if "cv" in lowered or "security code" in lowered:
             text = counter.sub(_CVV, lambda match: f"{match[1]}[code]", text)
         if "ssn" in lowered or "social security" in lowered:
@@ -347,49 +381,6 @@ def _replace_url(match: re.Match[str]) -> str:
     return "[link]" if any(pattern.search(url) for pattern in patterns) else url
 
 
-def _replace_password(match: re.Match[str]) -> str:
-    value, gap = match["value"], match["gap"]
-    if value.startswith("["):
-        return match.group()
-    bare = value.strip("\"'").rstrip(".!?)")
-    has_digit, has_letter = any(map(str.isdigit, bare)), any(map(str.isalpha, bare))
-    if not gap.strip(" \t\n-–—|/"):
-        # "password hunter2" names one; "password protected" and "password-reset" do not.
-        named = has_digit and has_letter and len(bare) >= 6
-        return f"{match['word']}{gap}[password]" if named else match.group()
-    explicit = any(sign in gap for sign in ":=>→#")
-    # "the password is required" is a sentence; "the password is Sommer24" is not.
-    looks_chosen = has_digit or any(not char.isalnum() and char not in "-'’" for char in bare)
-    mixed_case = any(map(str.isupper, bare[1:])) and any(map(str.islower, bare))
-    following = match.string[match.end() : match.end() + 10]
-    told = gap.strip(" \t:").lower()
-    plain = told == "lautet" or (told in ("is", "was") and _is_told(value, following))
-    if explicit or looks_chosen or mixed_case or plain or value[0] in "\"'":
-        return f"{match['word']}{gap}[password]"
-    return match.group()
-
-
-def _is_told(value: str, following: str) -> bool:
-    """Tell whether the plain word behind "the password is" is the password: the clause ends, and says nothing
-    of it."""
-    word = value.rstrip(".!?)").lower()
-    ends = len(word) < len(value) or _CLAUSE_ENDS.match(following) is not None
-    return ends and word.isalpha() and word not in _NO_PASSWORDS and not word.endswith(_SAID_ENDINGS)
-
-
-def _replace_passphrase(match: re.Match[str]) -> str:
-    if not _SENTENCE_WORDS.isdisjoint(match["value"].lower().split()):
-        return match.group()
-    return f"{match['word']}{match['gap']}[password]"
-
-
-def _replace_pass(match: re.Match[str]) -> str:
-    value = match["value"].rstrip(".!?)")
-    marked = any(not char.isalnum() and char not in "-'’/.:" for char in value)
-    chosen = any(map(str.isalpha, value)) and (marked or any(map(str.isdigit, value)))
-    return f"{match['word']}{match['gap']}[password]" if chosen and value[0] != "[" else match.group()
-
-
 def _replace_sort_codes(text: str, counter: _Counter) -> str:
     """Replace British sort codes, and accounts of eight digits where there was one."""
     found = counter.count
@@ -399,22 +390,53 @@ def _replace_sort_codes(text: str, counter: _Counter) -> str:
     return counter.sub(_SORTED_ACCOUNT, lambda match: f"{match[1]}[account number]", text)
 
 
-def _replace_login(match: re.Match[str]) -> str:
+def _replace_near_key(match: re.Match[str]) -> str:
     value = match["value"]
-    chosen = any(map(str.isdigit, value)) or any(not char.isalnum() for char in value.rstrip(".!?)"))
-    return f"{match[1]}[password]" if chosen and "[" not in value else match.group()
+    mixed = any(map(str.isupper, value)) and any(map(str.islower, value)) and any(map(str.isdigit, value))
+    return f"{match['lead']}[API key]" if mixed and "://" not in match["lead"] else match.group()
 
 
 def _replace_code(match: re.Match[str]) -> str:
-    if not any(map(str.isdigit, match["value"])) or "[" in match["gap"]:
+    value, gap = match["value"], match["gap"]
+    if not any(map(str.isdigit, value)) or "[" in gap:
         return match.group()
-    return f"{match['word']}{match['gap']}[code]"
+    told = _SAYS.search(gap) is not None
+    # "She got her MFA in 2019", "participant numbers rose to 1200"
+    counted = _YEAR.fullmatch(value) or match["word"].lower().rstrip("s").endswith("number")
+    return match.group() if counted and not told else f"{match['word']}{gap}[code]"
+
+
+def _replace_compound(match: re.Match[str]) -> str:
+    first = _LETTERS_BEFORE.search(match.string[max(0, match.start() - 20) : match.start()])
+    return match.group() if first is None or first.group().lower() in _OTHER_CODES else _replace_code(match)
+
+
+def _replace_said_code(match: re.Match[str]) -> str:
+    value, gap, before = match["value"], match["gap"], match["before"] or ""
+    if before.strip(" -").lower() in _OTHER_CODES or not _CLAUSE_ENDS.match(match.string, match.end()):
+        return match.group()
+    # "code 482913", but not "code 2024"
+    if not _SAYS.search(gap) and not (value.isdigit() and len(value) >= _MIN_BARE_CODE):
+        return match.group()
+    return f"{before}{match['word']}{gap}[code]"
 
 
 def _replace_card(match: re.Match[str]) -> str:
-    digits = "".join(filter(str.isdigit, match.group()))
-    known = _is_card_length(digits) and passes_luhn([int(digit) for digit in digits])
-    return "[card number]" if known else match.group()
+    """Replace the longest beginning that is a card's number: an expiry date or a CVV may follow it."""
+    found = match.group()
+    ends = [at + 1 for at, char in enumerate(found) if char.isdigit()]
+    digits = [int(char) for char in found if char.isdigit()]
+    for length in range(len(digits), _MIN_CARD_DIGITS - 1, -1):
+        end = ends[length - 1]
+        if end < len(found) and found[end].isdigit():
+            continue  # within a run of digits
+        if (
+            found.count("\n", 0, end) <= 1
+            and _is_card_length("".join(map(str, digits[:length])))
+            and passes_luhn(digits[:length])
+        ):
+            return "[card number]" + found[end:]
+    return found
 
 
 def _is_card_length(digits: str) -> bool:
@@ -461,7 +483,7 @@ def _iban_at_start(found: str) -> tuple[str, int]:
     if length is None or len(ends) < length:
         return "", 0
     end = ends[length - 1]
-    if end < len(found) and found[end].isalnum():
+    if (end < len(found) and found[end].isalnum()) or found.count("\n", 0, end) > 1:
         return "", 0
     number = "".join(filter(str.isalnum, found[:end])).upper()
     return (number, end) if passes_mod97(number) else ("", 0)

@@ -20,7 +20,13 @@ Span = tuple[int, int]
 
 MIN_NAME_LETTERS = 3
 _MAX_NAME_WORDS = 4
-"""A display name of more words is a department or a list, not a person."""
+"""A display name of more words is a department or a list, not a person; particles do not count."""
+_PARTICLES = frozenset(
+    [
+        *("de", "del", "la", "las", "los", "da", "das", "do", "dos", "e", "y", "van", "von", "der", "den"),
+        *("di", "du", "le", "el", "al", "bin", "ibn", "ter", "ten"),
+    ]
+)
 
 _WORD = re.compile(r"[^\W\d_]{3,40}")
 _ENTRY_END = re.compile(r"[</\[(@]|\b(?:CN|OU|O)=", re.I)
@@ -29,21 +35,28 @@ _ADDRESS_IN_ENTRY = re.compile(r"<\s*([^<>\s@]{1,100})@|^([^<>\s@]{1,100})@[^\s@
 _DOMAIN = re.compile(r"@ ?([\w.-]{3,200})")
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
-_PHONE = re.compile(
-    r"(?<![\w.,/+-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,5}\)[ .-]?)?\d{2,5}(?:[ .-]\d{2,5}){0,4}(?![\w/]|[.,-]\d)"
+# Groups of digits; which of them are a number is told by `_phones_in`.
+_DIGIT_GROUPS = re.compile(
+    r"(?<![\w.,/+-])(?:\+ ?|\()?\d{1,15}\)?(?:(?:[ .\-/‑–(]{1,3}|(?<=\)))\d{1,12}\)?){0,9}(?!\w|[.,-]\d)"
 )
+_GROUP = re.compile(r"[+(]{0,2}\d+\)?")
 _NOT_A_PHONE = re.compile(
-    r"\d{4}[-.]\d{1,2}[-.]\d{1,2}|\d{1,2}[-.]\d{1,2}[-.]\d{2,4}"  # dates
-    r"|\d{4} ?- ?\d{4}"  # years, and from-to
-    r"|\d{1,3}(?:[ .]\d{3}){1,4}"  # thousands
+    r"\d{4}([-. /])\d{1,2}\1\d{1,2}|\d{1,2}([-. /])\d{1,2}\2(?:\d\d|(?:19|20)\d\d)"  # dates
+    r"|\d{1,2}[.]\d{2} ?[-–] ?\d{1,2}[.]\d{2}|\d{1,3}[.]\d{3,6} \d{1,3}[.]\d{3,6}"  # times, coordinates
+    r"|\d{4} ?[-–/] ?\d{4}"  # years, and from-to
+    r"|\d{1,3}(?:[.]\d{3}){1,4}|[1-5]?\d{1,2}(?: \d{3}){1,4}|\d{1,3} \d{3}(?: \d{3}){2,3}"  # thousands
     r"|\d{5}-\d{4}"  # American postal codes
 )
-_NAME_WORD = r"[^\W\d_a-zß-öø-ÿ][^\W\d_]{1,30}(?:['’-][^\W\d_]{2,30})?"
+_IP_OR_ISBN = re.compile(r"\d{1,3}(?:[.]\d{1,3}){3}|97[89][- ][\d -]+")
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_MIN_PHONE_DIGITS, _MIN_UNGROUPED, _MAX_PHONE_DIGITS = 7, 9, 15
+"""E.164: 15 digits at most. Fewer than nine without a blank between them are any number."""
+_NAME_WORD = r"[^\W\d_a-zß-öø-ÿ](?:[^\W\d_]{1,30}(?:['’-][^\W\d_]{2,30})?|['’][^\W\d_]{2,30})"
 """Begins with a letter that is not small (Latin-1 spelt out: `re` has no class for capitals)."""
 _TITLED = re.compile(
-    r"\b(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Sen|Rep|Gov|Herrn?|Frau|Hr|Fr|Mme|Mlle|Monsieur|Madame|Sr|Sra|"
+    r"\b(?:Mr|MR|Mrs|MRS|Ms|MS|Miss|Mx|Dr|DR|M\.|Prof|Professor|Sen|Rep|Gov|Herrn?|Frau|Hr|Fr|Mme|Mlle|Monsieur|Madame|Sr|Sra|"
     r"Srta|Señora?|Senhora?|Dott|Dott\.ssa|Sig|Sig\.ra|Signora?|Dhr|Mevr|Mevrouw|Meneer)\b\.?[ \t]"
-    r"(?:(?:Dr|Prof)\.?[ \t])?(?P<name>"
+    r"(?:(?:Dr|Prof)\.?[ \t](?:\w{2,4}\.[ \t])?|\w{2,4}\.[ \t])?(?P<name>"
     + _NAME_WORD
     + r"(?:[ \t](?:[A-Z]\.[ \t]?)?"
     + _NAME_WORD
@@ -52,12 +65,15 @@ _TITLED = re.compile(
 _GREETING = re.compile(
     r"^[ \t]{0,8}(?:hi|hello|hey|dear|good (?:morning|afternoon|evening)|morning|hallo|liebe[rs]?|"
     r"(?:sehr )?geehrte[rs]?|guten (?:morgen|tag|abend)|bonjour|bonsoir|salut|chère?s?|hola|buenos días|"
-    r"querid[oa]|estimad[oa]|ciao|car[oa]|gentile|buongiorno|hoi|beste|geachte|olá|oi|prezad[oa]|bom dia)"
+    r"querid[oa]|estimad[oa]|ciao|car[oa]|gentile|buongiorno|hoi|beste|geachte|olá|oi|prezad[oa]|bom dia|"
+    r"greetings|howdy|hiya|yo|moin|servus|hej|hei|kære|kjære|ahoj|cześć|привет|здравствуйте,?)"
     r"[ \t]{1,3}(?P<name>[^\W\d_]{3,30})"
     r"(?:[ \t]{0,2}(?:,|&|/|\+|\b(?:and|und|et|y|e|en)\b)[ \t]{0,2}(?P<second>[^\W\d_]{3,30}))?"
+    r"(?:[ \t]{0,2}(?:,|&|/|\+|\b(?:and|und|et|y|e|en)\b)[ \t]{0,2}(?P<third>[^\W\d_]{3,30}))?"
     r"(?=[ \t]{0,3}(?:[,:;!.–—-]|$))",
     re.I | re.M,
 )
+_GREETED = ("name", "second", "third")
 _BARE_GREETING = re.compile(
     r"\A\s{0,20}(?P<name>" + _NAME_WORD + r")[ \t]{0,2}(?:,|–|—|--?)[ \t]{0,3}(?:\n|$)"
 )
@@ -72,6 +88,21 @@ _NEVER = frozenset(
         *("prof", "professor", "doctor", "editor", "reviewer", "reviewers"),
         *("info", "support", "sales", "admin", "office", "contact", "mail", "email", "list", "newsletter"),
         *("help", "service", "postmaster", "webmaster", "noreply"),
+        *("zusammen", "alle", "alles", "leute", "damen", "herren", "kollegen", "kolleginnen", "freunde"),
+        *("allemaal", "iedereen", "tous", "toutes", "todos", "todas", "tutti", "tutte", "amici", "amigos"),
+        *(
+            "customer",
+            "customers",
+            "love",
+            "honey",
+            "darling",
+            "mum",
+            "mom",
+            "dad",
+            "neighbours",
+            "neighbors",
+        ),
+        *("world", "gang", "mates"),
         *("president", "chairman", "speaker", "secretary", "mayor", "ambassador", "attorney"),
     ]
 )
@@ -79,10 +110,11 @@ _NEVER = frozenset(
 
 
 def learn_names(mails: Iterable[Mail], own_texts: Sequence[str]) -> frozenset[str]:
-    """Return the lower-case name words of everybody but the author in a person's sent mail.
+    """Return the name words of everybody but the author in a person's sent mail, in small letters.
 
     `own_texts` are their own words: a name (Will, Mark, Rose) that they write small at least as often as with
-    a capital is an ordinary word to them, and stays one. So does the name of a company: a domain of several.
+    a capital is an ordinary word to them; it is returned with a capital, and is a name only where nothing
+    else can stand. The name of a company is an ordinary word, too: a domain of several.
     """
     author: set[str] = set()
     others: set[str] = set()
@@ -104,21 +136,27 @@ def learn_names(mails: Iterable[Mail], own_texts: Sequence[str]) -> frozenset[st
         # "hi bob" makes bob no ordinary word.
         small.subtract(greeted)
     ordinary = {word for word in others if small[word] > 0 and small[word] >= capital[word]}
+    never = author | _NEVER
     # Anna Lee may be the only one at lee.example; where several write from, is a company or a provider.
     companies = {label for label, entries in at_domain.items() if len(entries) > 1}
-    return frozenset(others - author - ordinary - companies - _NEVER)
+    at_companies = companies | never
+    return frozenset(others - ordinary - at_companies) | {
+        word.capitalize() for word in (others & ordinary) - at_companies
+    }
 
 
 def find_third_persons(text: str, names: frozenset[str]) -> tuple[Span, ...]:
     """Return where `text` names other people: sorted, apart, with the words between two names of one person.
 
-    `names` are lower-case words of `learn_names`; they count where they begin with a capital, and in a
-    greeting however they are written.
+    `names` are what `learn_names` returns. Those in small letters count where they begin with a capital, and
+    in a greeting however they are written; those with a capital ("Will") in a greeting and where a capital is
+    no beginning of a sentence.
     """
     spans: list[Span] = []
     if "@" in text:
         spans += [match.span() for match in _EMAIL.finditer(text)]
-    spans += [match.span() for match in _PHONE.finditer(text) if _is_phone(match.group())]
+    for groups in _DIGIT_GROUPS.finditer(text):
+        spans += _phones_in(groups)
     spans += [
         match.span("name")
         for match in _TITLED.finditer(text)
@@ -127,11 +165,14 @@ def find_third_persons(text: str, names: frozenset[str]) -> tuple[Span, ...]:
     if names:
         for match in _WORD.finditer(text):
             word = match.group()
-            if not word[0].islower() and word.lower() in names:
+            if word[0].islower():
+                continue
+            if word.lower() in names or (word in names and _is_within_sentence(text, match.start())):
                 spans.append(match.span())
         for match in _GREETING.finditer(text):
-            for group in ("name", "second"):
-                if match[group] and match[group].lower() in names:
+            for group in _GREETED:
+                word = match[group] or ""
+                if word and (word.lower() in names or word.capitalize() in names):
                     spans.append(match.span(group))
     return _joined(text, spans)
 
@@ -148,14 +189,14 @@ def name_words(entry: str) -> list[str]:
     if address is None or address[1]:
         end = _ENTRY_END.search(entry)
         display = entry[: end.start()] if end else entry[:100]
-        if len(display.split()) <= _MAX_NAME_WORDS:
+        if sum(word.lower() not in _PARTICLES for word in display.split()) <= _MAX_NAME_WORDS:
             words += _WORD.findall(display)
     return [word.lower() for word in words]
 
 
 def _greeted(text: str) -> list[str]:
     """Return the lower-case words that a mail greets: "Hi bob and Ann," or a first line that is a name."""
-    found = [match[group] for match in _GREETING.finditer(text) for group in ("name", "second")]
+    found = [match[group] for match in _GREETING.finditer(text) for group in _GREETED]
     bare = _BARE_GREETING.match(text)
     if bare and bare["name"].isupper():
         bare = None  # "FYI -"
@@ -164,11 +205,50 @@ def _greeted(text: str) -> list[str]:
     ]
 
 
+def _is_within_sentence(text: str, start: int) -> bool:
+    """Tell whether what stands before a word lets no sentence begin there: a small letter or a comma."""
+    before = text[max(0, start - 3) : start]
+    return before.endswith(" ") and (before.rstrip(" ")[-1:].islower() or before.rstrip(" ")[-1:] == ",")
+
+
+def _phones_in(groups: re.Match[str]) -> list[Span]:
+    """Return where telephone numbers stand in groups of digits: from the left, the longest first."""
+    places = [
+        (groups.start() + one.start(), groups.start() + one.end()) for one in _GROUP.finditer(groups.group())
+    ]
+    found: list[Span] = []
+    first = len(places) if _IP_OR_ISBN.fullmatch(groups.group()) else 0
+    while first < len(places):
+        for last in range(len(places), first, -1):
+            start, end = places[first][0], places[last - 1][1]
+            if _is_phone(groups.string[start:end]):
+                found.append((start, end))
+                first = last
+                break
+        else:
+            first += 1
+    return found
+
+
 def _is_phone(text: str) -> bool:
-    """Tell whether digits in groups are a telephone number (E.164: 15 digits at most), no date or amount."""
-    digits = sum(map(str.isdigit, text))
-    grouped = any(not char.isdigit() for char in text)
-    return 7 <= digits <= 15 and grouped and not _NOT_A_PHONE.fullmatch(text)
+    """Tell whether groups of digits are a telephone number, and no date, time, amount or list of years."""
+    parts = re.findall(r"\d+", text)
+    digits = "".join(parts)
+    if not _MIN_PHONE_DIGITS <= len(digits) <= _MAX_PHONE_DIGITS:
+        return False
+    if text[0] == "+" or (digits.startswith("00") and len(digits) > _MIN_UNGROUPED):
+        return True
+    if len(parts) == 1:
+        return len(digits) >= _MIN_UNGROUPED
+    if _NOT_A_PHONE.fullmatch(text):
+        return False
+    short = all(len(part) <= 4 for part in parts)
+    if short and _YEAR.fullmatch(parts[0]) and (len(parts) == 2 or all(map(_YEAR.fullmatch, parts))):
+        return False
+    national = digits[0] == "0" or text[0] == "("
+    same = len({len(part) for part in parts}) == 1
+    # "1200 1500 1800", "40 50 60 70": amounts.
+    return national or not (same and all(part.endswith("0") for part in parts))
 
 
 def _joined(text: str, spans: list[Span]) -> tuple[Span, ...]:
