@@ -352,6 +352,16 @@ def test_html_becomes_text_and_garbage_does_no_harm(source: str, text: str) -> N
     assert render_html(source).replace("<<", "").replace(">>", "").strip("<> \n") == text
 
 
+def test_a_plain_part_that_only_points_to_the_other_is_not_read() -> None:
+    stub = "This message is in HTML format. Please use an HTML-capable mail client to read it.\n"
+    assert clean(stub, body_html="<p>Fine with me.</p>").own_words == "Fine with me."
+    assert clean(stub).own_words == stub.strip()
+
+
+def test_signs_that_nobody_sees_are_taken_out() -> None:
+    assert clean("The har\u00adbour is nee\u00added\u200c now.").own_words == "The harbour is needed now."
+
+
 @pytest.mark.parametrize(
     "signature",
     [

@@ -265,6 +265,8 @@ def test_an_answer_below_a_marked_quote_is_all_that_stays(head: str) -> None:
     [
         "My plan:\n\nFrom: Berlin\nTo: Munich\nDate: 12 March\n\nI am back on Friday.",
         "Hier mein Plan:\n\nVon: Berlin\nAn: Graz\nDatum: 12. März\n\nAm Freitag bin ich zurück.",
+        "For the form:\n\nFrom: 3 June\nTo: 5 June\nSubject: Training for all of us\n\nNames follow.",
+        "Bitte eintragen:\n\nVon: Konto der Abteilung\nAn: Druckerei\nBetreff: Rechnung\n\nDanke dir.",
         "Peter schrieb am Montag, dass er kommt, und zwar um zehn.",
         "On Monday I wrote to Peter: he agreed to move it.",
     ],

@@ -19,8 +19,18 @@ _MAX_READ_CHARS = 2_000_000
 # above, the context for training is cut to 12,000 characters anyway.
 _QUOTE_EDGE_LINES = 200
 
+_MAX_STUB_CHARS = 400
+_STUB = re.compile(
+    r"\s*(?:this (?:message|e-?mail) (?:is|was sent|contains)|your (?:e-?mail |mail )?(?:client|program|"
+    r"reader)|please (?:view|use|enable|switch)|diese (?:nachricht|e-?mail)|ce (?:message|courriel)|"
+    r"este (?:mensaje|correo))[^\n]{0,80}html",
+    re.I,
+)
+
 _QUOTE_RUN = re.compile(r"(?:^[ \t]*+>[^\r\n]*+(?:\r\n?|\n|\Z))++", re.M)
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u2060\ufeff\ufffd]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200c\u200e\u200f\u2060\ufeff\ufffd]"
+)
 _CONTROL_BYTES = bytes(code for code in range(128) if _CONTROL.match(chr(code)))
 _ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 # Each pattern begins with its "=" and looks back over it: the engine then skips to the next one.
@@ -51,7 +61,7 @@ def decode_body(body_text: str, body_html: str = "") -> str:
     The plain part wins; HTML is rendered only when there is no plain part, or when the plain part is HTML.
     Of a longer body the middle of marked quotes is left out first.
     """
-    text = body_text
+    text = "" if body_html and _is_stub(body_text) else body_text
     if len(text) > MAX_SCANNED_CHARS:
         text = _shorten_quotes(text[:_MAX_READ_CHARS])[:MAX_SCANNED_CHARS]
     if looks_like_html(text):
@@ -59,6 +69,11 @@ def decode_body(body_text: str, body_html: str = "") -> str:
     elif body_html and not text.strip():
         text = render_html(body_html)[:MAX_SCANNED_CHARS]
     return normalise_text(text)
+
+
+def _is_stub(text: str) -> bool:
+    """Tell whether a plain part only says that there is an HTML part."""
+    return len(text) <= _MAX_STUB_CHARS and _STUB.match(text) is not None
 
 
 def _shorten_quotes(text: str) -> str:

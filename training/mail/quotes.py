@@ -202,8 +202,8 @@ _DATE_LEAD = re.compile(
 _NAME_LEAD = re.compile(r"(?:-{1,4}\s?)?(?:[\"'<\[]?[A-ZÀ-Ý]|[\"'<\[]|\S{1,64}@\S)")
 _ADDRESS = re.compile(r"[\w.+'-]{1,64}@[\w-]{1,63}\.[\w.-]{2,}")
 _TIME_OR_YEAR = re.compile(r"\b\d{1,2}[:.h]\d{2}\b|\b(?:19|20)\d\d\b|\b\d{1,2}[/.]\d{1,2}[/.]\d{2,4}\b|\d年")
-# What the header of a mail holds: an address, a Notes name, a time or a year.
-_MAIL_HEADER = re.compile(rf"[@/<]|{_TIME_OR_YEAR.pattern}")
+# What the header of a mail holds: an address, a Notes name, bold labels, a time or a year.
+_MAIL_HEADER = re.compile(rf"[@/<]|^\s*\*|{_TIME_OR_YEAR.pattern}")
 _FIRST_PERSON = re.compile(
     r"(?<![\w.@-])(?:I|we|ich|wir|je|j['’]ai|nous|yo|io|ik|wij|eu|jag|vi|she|he|they|er|sie|who|it)\s+"
     rf"(?:also |just |then |once |ai |have |had |habe )?(?:{_VERBS}|said)"
@@ -569,7 +569,7 @@ def _body_after_separator(lines: Sequence[str], index: int) -> int:
         if not line:
             continue
         if _label_of(line):
-            block = _header_block(lines, at)
+            block = _header_block(lines, at, marked=True)
             if block is not None:
                 return block
         texts += 1
@@ -582,11 +582,13 @@ def _body_after_separator(lines: Sequence[str], index: int) -> int:
     return following
 
 
-def _header_block(lines: Sequence[str], start: int) -> int | None:
+def _header_block(lines: Sequence[str], start: int, *, marked: bool = False) -> int | None:
     """Return the line after the header block that starts at label line `start`, or None when it is none.
 
-    Enough is a sender with two other labels, or recipients with a subject or a copy line. A repeated label
-    ends the search, so that neighbouring calls never read the same lines twice.
+    Enough is a sender with two other labels, or recipients with a subject or a copy line. Below no marker it
+    also names an address, a time or a year: without them it is a list of the author's ("From: Berlin, To:
+    Munich, Date: 12 March"). A repeated label ends the search, so that neighbouring calls never read the same
+    lines twice.
     """
     labels: set[str] = set()
     end = start
@@ -626,10 +628,10 @@ def _header_block(lines: Sequence[str], start: int) -> int | None:
         if not blanks and open_label == "subject" and unknown == 1:
             # A subject wraps; a body does not follow a subject without a blank line.
             end = index + 1
+    if not marked and not any(map(_MAIL_HEADER.search, lines[_lead_start(lines, start) : end])):
+        return None
     if "from" in labels and len(labels - {"from", "other"}) >= 2:
-        # "From: Berlin, To: Munich, Date: 12 March" is a journey.
-        bare = labels <= {"from", "to", "sent"} and not any(map(_MAIL_HEADER.search, lines[start:end]))
-        return None if bare else end
+        return end
     if "to" in labels and ("subject" in labels or ("cc" in labels and "other" in labels)):
         # Two labels alone are also how one writes a memo or a list: ask for an address, a third label or
         # the date line that Lotus puts above.
