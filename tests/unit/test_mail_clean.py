@@ -162,6 +162,24 @@ def test_a_sentence_that_every_mail_ends_with_is_said_and_stays() -> None:
     assert all(each.own_words.endswith(end) for each in cleaned.mails)
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Have a lovely weekend, and give our love to the children.",
+        "More about that next week.\n\nAnna",
+        "Call me if anything is unclear: 01632 960 118.",
+    ],
+)
+def test_an_ordinary_last_sentence_is_no_signature(end: str) -> None:
+    cleaned = mailbox([f"{own_mail(n)}\n\n{end}" for n in range(20)])
+    assert all(each.own_words.endswith(end) for each in cleaned.mails)
+
+
+@pytest.mark.parametrize("signed", ["H.B.", "H. B.", "M & H", "x x x", "2-1!"])
+def test_initials_kisses_and_scores_are_the_authors(signed: str) -> None:
+    assert clean(f"See you on Monday, bring the rope.\n\n{signed}").own_words.endswith(signed)
+
+
 def test_a_phone_number_under_the_sign_off_goes_and_the_name_stays() -> None:
     cleaned = mailbox([f"{own_mail(n)}\n\nThanks,\n\nAnna Example\n555-349-8836" for n in range(20)])
     assert all(each.own_words.endswith("Thanks,\n\nAnna Example") for each in cleaned.mails)

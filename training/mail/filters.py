@@ -27,8 +27,9 @@ _CALENDAR_METHODS = frozenset({"request", "reply", "cancel", "counter", "decline
 """RFC 5546 methods that calendars send by themselves; PUBLISH is a file for everybody."""
 
 _AUTO_REPLY_SUBJECT = re.compile(
-    r"\s{0,9}(?:auto(?:matic)?[- ]?(?:reply|response|antwort)|out[ -]of[ -](?:the[ -])?office|autosvar|"
-    r"abwesen|"
+    r"\s{0,9}(?:auto(?:matic)?[- ]?(?:reply|response|antwort)|out[ -]of[ -](?:the[ -])?office(?! \w)|"
+    r"out of office (?:auto|re)|autosvar|"
+    r"abwesenheits(?:notiz|assistent|nachricht|meldung)|abwesen(?:d|heit)\s?:|"
     r"automatische antwort|réponse automatique|respuesta automática|risposta automatica|automatisch antwoord|"
     r"resposta automática|automatiskt svar|automatisk svar|ausser haus|absence du bureau|fuera de la oficina|"
     r"fuori sede|afwezig|fora do escritório|frånvaro)",

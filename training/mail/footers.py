@@ -59,95 +59,113 @@ def _by_first_word(*openings: str) -> dict[str, re.Pattern[str]]:
     return {word: re.compile(rf"[*\s_-]{{0,5}}(?:{'|'.join(ones)})", re.I) for word, ones in found.items()}
 
 
+_MAIL = r"(?:e-?mail\w*|mail|message|communication|transmission)\b"
+_NACHRICHT = r"(?:e-?mail|nachricht|mail)\b"
+_COURRIEL = r"(?:message|courriel|courrier|e-?mail|mail)\b"
+_CORREO = r"(?:mensaje|correo|e-?mail)\b"
+_MESSAGGIO = r"(?:messaggio|e-?mail|mail|comunicazione)\b"
+_MENSAGEM = r"(?:mensagem|comunicação|e-?mail)\b"
+_BERICHT = r"(?:bericht|e-?mail\w*|boodschap)\b"
 # Said of a mail by lawyers and printers alone: one of the words below is enough.
 _LEGAL = _by_first_word(
-    r"confidentiality (?:notice|note|statement)",
+    r"confidentiality(?: notice| note| statement|: this)",
     r"notice of confidentiality",
     r"legal (?:notice|disclaimer)",
-    r"disclaimer\b",
-    r"important notice",
-    r"privileged(?: (?:and|&|/)|/confidential)",
-    r"if you (?:are not|have received)",
-    r"please consider the environment",
+    r"privileged ?(?:and|&|/) ?confidential",
+    r"if you (?:are not the (?:intended|named|correct|addressee)|have received (?:this|the) " + _MAIL + ")",
+    r"please consider the environment before",
     r"p please consider the environment",
+    r"please (?:do not|don['’]t) print this",
     r"think before you print",
+    r"save paper",
     r"internet communications are not",
-    r"this (?:e-?mail|message|communication|transmission) (?:and|including|is for the named)\b",
-    r"information (?:contained|transmitted) in this",
-    r"the (?:information (?:contained|transmitted|in this)|contents? of this)",
-    r"any (?:views|opinions)(?: or opinions)? (?:presented|expressed|contained) in this",
+    rf"this {_MAIL} (?:and any|and all|including|is for the named)\b",
+    rf"information (?:contained|transmitted) in this {_MAIL}",
+    rf"the (?:information (?:contained |transmitted )?(?:in|by|with) this|contents? of this) {_MAIL}",
+    rf"any (?:views|opinions)(?: or opinions)? (?:presented|expressed|contained) in this {_MAIL}",
     r"irs circular 230",
-    r"der inhalt dieser",
     r"vertraulichkeitshinweis",
     r"vertraulichkeitserklärung",
-    r"hinweis: diese",
-    r"wichtiger hinweis: diese",
+    rf"hinweis: diese {_NACHRICHT}",
+    rf"wichtiger hinweis: diese {_NACHRICHT}",
     r"rechtlicher hinweis",
-    r"bitte (?:denken|prüfen) sie .{0,60}(?:umwelt|drucken|ausdruck)",
-    r"diese (?:e-?mail|nachricht|mail) (?:und|einschließlich)\b",
-    r"les informations contenues",
-    r"avis (?:de confidentialité|important)",
+    r"bitte (?:denken sie an die|prüfen sie der) umwelt",
+    rf"diese {_NACHRICHT} (?:und|einschließlich)\b",
+    rf"sollten sie diese {_NACHRICHT}",
+    r"avis de confidentialité",
     r"pensez (?:à l['’]environnement|avant d['’]imprimer)",
+    r"n['’]imprimez ce",
     r"afin de préserver l['’]environnement",
     r"pour préserver l['’]environnement",
-    r"ce (?:message|courriel|mail|courrier)(?: électronique)? et\b",
-    r"la información contenida",
-    r"a informação contida",
-    r"aviso (?:legal|de confidenciali[td]ad\w*|importante)",
-    r"en cumplimiento (?:del?|de la|con)\b",
-    r"de conformidad con\b",
-    r"antes de imprimir",
+    rf"ce {_COURRIEL}(?: électronique)? et\b",
+    rf"les informations contenues dans cet? {_COURRIEL}",
+    rf"la información contenida en este {_CORREO}",
+    r"aviso (?:legal|de confidenciali[td]ad\w*)",
+    rf"antes de imprimir est[ea] {_CORREO}",
+    rf"antes de imprimir est[ea] {_MENSAGEM}",
     r"piense en el medio ambiente",
     r"piensa en el medio ambiente",
-    r"este (?:mensaje|correo|e-?mail)(?: electrónico)? [ye]\b",
-    r"le informazioni contenute",
-    r"avviso\b",
-    r"ai sensi del",
-    r"prima di stampare",
+    rf"este {_CORREO}(?: electrónico)? [ye]\b",
+    rf"le informazioni contenute in quest[oa] {_MESSAGGIO}",
+    r"avviso (?:di riservatezza|legale)",
+    r"ai sensi del (?:d\. ?lgs|regolamento|gdpr|reg\.)",
+    rf"prima di stampare quest[oa] {_MESSAGGIO}",
     r"pensa all['’]ambiente",
-    r"rispetta l['’]ambiente",
-    r"questo (?:messaggio|e-?mail) e[d ]",
+    rf"questo {_MESSAGGIO} e[d ]",
     r"denk aan het milieu",
+    rf"a informação contida nest[ae] {_MENSAGEM}",
     r"pense no meio ambiente",
-    r"proteja o (?:meio )?ambiente",
-    r"em conformidade com",
 )
 # A letter may begin so, too: two of the words below are needed.
 _ABOUT_THE_MAIL = _by_first_word(
-    r"this (?:e-?mail|message|communication|transmission)\b",
-    r"diese (?:e-?mail|nachricht|mail)\b",
-    r"ce (?:message|courriel|mail|courrier)\b",
-    r"cet e-?mail\b",
-    r"cette? e-?mail\b",
-    r"este (?:mensaje|correo|e-?mail)\b",
-    r"esta (?:mensagem|comunicação|comunicación|e-?mail)\b",
-    r"questo (?:messaggio|e-?mail)\b",
-    r"questa (?:e-?mail|comunicazione)\b",
-    r"dit (?:bericht|e-?mail\w*)\b",
-    r"deze (?:e-?mail|boodschap)\b",
-    r"de informatie\b",
-    r"as informações\b",
+    rf"this {_MAIL}",
+    r"disclaimer\b",
+    r"important notice",
+    rf"diese {_NACHRICHT}",
+    rf"der inhalt dieser {_NACHRICHT}",
+    rf"ce {_COURRIEL}",
+    rf"cet {_COURRIEL}",
+    r"avis important",
+    rf"este {_CORREO}",
+    r"esta comunicación\b",
+    r"aviso importante",
+    r"en cumplimiento (?:del?|de la|con)\b",
+    r"de conformidad con\b",
+    rf"questo {_MESSAGGIO}",
+    rf"questa {_MESSAGGIO}",
+    r"avviso\b",
+    r"ai sensi\b",
+    rf"dit {_BERICHT}",
+    rf"deze {_BERICHT}",
+    rf"de informatie in d(?:it|eze) {_BERICHT}",
+    rf"esta {_MENSAGEM}",
+    rf"as informações contidas nest[ae] {_MENSAGEM}",
+    r"em conformidade com",
     r"detta (?:meddelande|e-?post\w*|mejl)\b",
     r"denna (?:e-?post|information)\w*",
     r"denne (?:e-?mail|e-?post)",
 )
 _DISCLAIMER_WORDS = re.compile(
-    r"confidential|privileged|intended|recipient|addressee|in error|unauthori[sz]ed|necessarily represent|"
-    r"named person|before printing|print this|property of|virus|circular 230|tax advice"
-    r"|vertraulich|empfänger|adressat|irrtümlich|umwelt|ausdruck|geprüft"
-    r"|confidentiel|destinataire|par erreur|imprimer|sous réserve|engagement de la part"
-    r"|confidencial|destinatari|por error|imprimir|protección de datos|autorización|sometid"
-    r"|riservat|confidenzial|per errore|destinat[aoei]\b|stampare|ambiente|regolamento ue"
-    r"|vertrouwelijk|geadresseerde|abusievelijk|ten onrechte|afdrukken|milieu|bestemd|rechten worden|ontleend"
-    r"|destinatário|destina-se|por engano|konfidentiell|mottagar|fortrolig",
+    r"confidential|privileged|intended (?:solely|only|recipient|for the|exclusively|to be used)|recipient|"
+    r"addressee|in error|unauthori[sz]ed|necessarily represent|named person|before printing|print this|"
+    r"property of|tax advice"
+    r"|vertraulich|empfänger|adressat|irrtümlich|umwelt|rechtlich geschützt"
+    r"|confidentiel|destinataire|par erreur|imprimer|sous réserve|engagement de la part|si nécessaire"
+    r"|confidencial|destinatari|por error|imprimir|datos personales|rgpd|reglamento general|le informamos"
+    r"|autorización (?:previa|escrita)|previa autorización|sometid|riservat|confidenzial|per errore|"
+    r"destinatari\w|esclusivamente destinat|destinato (?:esclusivamente|unicamente)|stampare|ambiente"
+    r"|vertrouwelijk|geadresseerde|abusievelijk|ten onrechte|niet voor u (?:is )?bestemd|afdrukken|milieu|"
+    r"rechten worden|ontleend"
+    r"|destinatário|destina-se exclusivamente|por engano|konfidentiell|mottagar|fortrolig",
     re.I,
 )
 _WORDS_NEEDED = 2
 _MAX_PARAGRAPH_LINES = 25
 # What a company must print on its letters, and where it keeps its policy.
 _REGISTRATION = re.compile(
-    r"geschäftsführ(?:er|ung)(?:in)?\s?:|\bHR[AB]\s?\d|sitz der gesellschaft|registergericht|"
-    r"company registered in|registered (?:in england|office)|informationen zum datenschutz finden",
+    r"geschäftsführ(?:er|ung)(?:in)?\s?:|\bHR[AB]\s?\d|sitz der gesellschaft\s?:|registergericht\s?:|"
+    r"company registered in england|registered (?:in england .{0,20}(?:no|number)|office\s?:)|"
+    r"informationen zum datenschutz finden",
     re.I,
 )
 _REGISTRATION_HINTS = (
@@ -166,7 +184,8 @@ _SCANNER = re.compile(
     r"|no virus found in this (?:incoming |outgoing )?message|nessun virus nel messaggio"
     r"|l['’]absence de virus dans ce courrier|el software de antivirus avast ha"
     r"|_{4,20} (?:information from|informationen? von|information (?:provenant )?d['e]) ?eset\b"
-    r"|this (?:e-?mail|message) has been (?:checked for viruses|scanned (?:for viruses|by))"
+    r"|this (?:e-?mail|message) has been (?:checked for viruses|scanned (?:for viruses|by (?:mailscanner|"
+    r"avast|avg|mcafee|norton|symantec|messagelabs|sophos|kaspersky|mimecast)))"
     r"|diese e-?mail (?:wurde von .{3,40} auf viren|ist frei von viren)"
     r"|cet e-?mail a été vérifié par .{0,20}antivirus"
     r"|este (?:correo electrónico|e-?mail) (?:ha sido comprobado|foi)"
@@ -175,8 +194,9 @@ _SCANNER = re.compile(
 )
 _SCANNER_HINTS = ("irus", "IRUS", "vírus", "iren", "vast.com", "avg.com", "ESET")
 _LIST_FOOTER = re.compile(
-    r"you received this (?:message|e-?mail) because|to post to this group"
-    r"|for more options, visit this group|yahoo! groups (?:sponsor|links)|do you yahoo!\?|get your free"
+    r"you received this (?:message|e-?mail) because you (?:are|have|signed|subscribed|opted)"
+    r"|to post to this group|for more options, visit this group"
+    r"|yahoo! groups (?:sponsor|links)|do you yahoo!\?|get your free"
     r"|get your private, free|free e-?mail from|chat with friends online|join (?:msn|"
     r"the world.s largest e-?mail)"
     r"|\w[\w.-]{0,60}@[\w.-]{1,60} mailing list|https?://\S{1,200}/(?:listinfo|mailman)\S*"
@@ -185,7 +205,7 @@ _LIST_FOOTER = re.compile(
 )
 _UNSUBSCRIBE = re.compile(r"(?:to )?(?:unsubscribe|un-subscribe)\b", re.I)
 # "To unsubscribe from the newsletter you have to find the link" is somebody's sentence.
-_HOW_TO = re.compile(r"https?://|www\.|@|:|<|\bhere\b", re.I)
+_HOW_TO = re.compile(r"https?://|www\.|@|<|\bhere\b\W{0,3}$|: e-?mail|, e-?mail", re.I)
 _LIST_NAME = re.compile(r"(?:mailing ?liste?n?|liste de diffusion .{1,40}|lista de correo .{1,40})$", re.I)
 _INVITATION = re.compile(
     r"join zoom meeting|.{2,60} is inviting you to a scheduled zoom|join with google meet|"
@@ -194,6 +214,7 @@ _INVITATION = re.compile(
     r"(?:réunion|reunión de|riunione di) microsoft teams",
     re.I,
 )
+_MAX_BEHIND_INVITATION = 10
 _INVITATION_HINTS = ("Zoom", "Google Meet", "Microsoft Teams")
 # A real rule, or what OCR makes of one ("'=", ";;;;", "~~~").
 _ATTACHMENT = re.compile(
@@ -260,7 +281,7 @@ def footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: str
         return "disclaimer"
     if any(hint in head for hint in _SCANNER_HINTS) and _SCANNER.match(head):
         return "footer"
-    if any(hint in head for hint in _INVITATION_HINTS) and _INVITATION.match(head):
+    if any(hint in head for hint in _INVITATION_HINTS) and _starts_invitation(lines, own, position, head):
         return "invitation"
     first = head[0].lower()
     if first in "tufydgcjmhw" or "@" in head:
@@ -285,6 +306,15 @@ def _starts_disclaimer(lines: Sequence[str], own: Sequence[int], position: int, 
     # wrong recipient is.
     needed = 1 if legal and _text_above(lines, own, position) else _WORDS_NEEDED
     return len(set(map(str.lower, _DISCLAIMER_WORDS.findall(_paragraph(lines, own, position))))) >= needed
+
+
+def _starts_invitation(lines: Sequence[str], own: Sequence[int], position: int, head: str) -> bool:
+    """Tell whether a line stands alone, or above a link: "Join Zoom meeting tomorrow if you can" does not."""
+    found = _INVITATION.match(head)
+    if found is None:
+        return False
+    below = lines[own[position + 1]] if position + 1 < len(own) else ""
+    return len(head) - found.end() <= _MAX_BEHIND_INVITATION or "://" in head or "://" in below
 
 
 def _tells_how_to_leave(lines: Sequence[str], own: Sequence[int], position: int, head: str) -> bool:

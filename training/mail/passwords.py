@@ -101,7 +101,8 @@ _MIN_CHOSEN = 6
 # 1Password.
 _NOT_CHOSEN = re.compile(
     r"\d+(?:st|nd|rd|th|pm|am|h|k|kb|mb|gb|tb|px|cm|mm|km|kg|min|sec|usd|eur|er|te[nrs]?|ème|º|ª)"
-    r"|\d+-[^\W\d_]+|v?\d+(?:\.\d+)+[a-z]?|\d{1,2}:\d{2}.*|\d{1,4}[-/.]\S*[-/.]\S*|\S*@\S*|\S*://\S*|www\.\S*|"
+    r"|(?:office|windows|win|sha|md|keepass|fritz!?box|iphone|ipad|galaxy|android|ios|macos|python|base|utf|http|"
+    r"oauth|php|web|exchange|sql)-?\d{1,4}\w?|\d+-[^\W\d_]+|v?\d+(?:\.\d+)+[a-z]?|\d{1,2}:\d{2}.*|\d{1,4}[-/.]\S*[-/.]\S*|\S*@\S*|\S*://\S*|www\.\S*|"
     r"\S*pass\S*|\S*passwor[td]\S*",
     re.I,
 )
@@ -158,13 +159,14 @@ def _without_marks(token: re.Match[str]) -> tuple[int, int]:
 
 # What a password is said to be when it is not told: "the password is wrong", "needed", "missing".
 _SAID_OF_PASSWORDS = """
-    a about above active already also always an and any as at available bad being below blank by case common
-    confidential correct default different down due easy either empty enough fine for from good gone hard here
-    hers his how important in incorrect invalid it its just kept known less long longer lost made mandatory
-    mine more my never new no none not now null obvious off ok okay old on one only open optional our ours
-    out over poor private public ready right safe same secret secure see separately set shared short simple
-    so still strong such sure temporary that the their theirs then there these this those to too unique
-    unknown up valid very via visible weak what when where which why with wrong your yours
+    a about above active already also always an and any as at available bad being below blank by case
+    common confidential correct default different down due easy either empty enough fine for from good
+    gone hard here hers his how important in incorrect invalid it its just kept known less long longer
+    lost made mandatory rubbish nonsense history crap awful silly stupid ridiculous useless nice dead
+    great mine more my never new no none not now null obvious off ok okay old on one only open optional
+    our ours out over poor private public ready right safe same secret secure see separately set shared
+    short simple so still strong such sure temporary that the their theirs then there these this those
+    to too unique unknown up valid very via visible weak what when where which why with wrong your yours
 """
 # "Password: see below"
 _REFERS = frozenset(
@@ -175,15 +177,29 @@ _REFERS = frozenset(
 )
 _NO_PASSWORDS = frozenset(_SAID_OF_PASSWORDS.split())
 _SAID_ENDINGS = ("ed", "en", "ing", "able", "ible", "ly", "ary", "sent", "sensitive")
-_CLAUSE_ENDS = re.compile(r"[ \t]{0,3}(?:[\n,;()]|$|(?:and|but|or|so|if|until|for|on) )")
+_CLAUSE_ENDS = re.compile(
+    r"[ \t]{0,3}(?:[\n,;()]|$|(?:and|but|or|so|if|until|for|on|und|oder|et|ou|y|e|en) )"
+)
 # With one of these a line behind "password:" is a sentence and no phrase.
 _IN_SENTENCES = """
-    am and are ask be been below by call can follows from has have if is let me need or please see sent them
-    then to was we when will with you your
-    bitte et ist mit och oder ou und y
+    a all always am an and any are as ask at be been below by call can do each every expires follows for
+    from has have i if in is it its let may me must need never no nobody not of on once or please see
+    sent should stop that the them then these they this those to twice was we when will with you your
+    als ab an auf bei bis bitte das dem den der die dies ein eine es für im ist jetzt läuft mit nicht
+    nie oder per und vom von wie wird zum zur au aux avec dans de des du en est et il la le les ne nos
+    ou par pas pensez pour que qui sur un une vos y à a basta che chiedi con da del della di e hay il in
+    la lo los las mi no non o os para per por que se si su tens tu un una uno dat de die dit een het ik
+    is je kan kies met niet nog of om op te van voor wordt zelf det du en ett för har i inte och på som
+    till
 """
 _SENTENCE_WORDS = frozenset(_IN_SENTENCES.split())
 _TELLS = frozenset({"is", "was", "ist", "lautet", "heißt", "est", "es", "è", "é", "är", "er"})
+_OF_WHAT = frozenset(
+    {
+        *("for", "to", "of", "on", "in", "at", "zum", "zur", "für", "von", "vom"),
+        *("de", "du", "del", "da", "do", "della", "per", "para", "van", "voor"),
+    }
+)
 _TELLS_PLAINLY = frozenset({"is", "was", "lautet", "heißt"})
 
 Substitute = Callable[[re.Pattern[str], Callable[[re.Match[str]], str], str], str]
@@ -224,7 +240,10 @@ def _replace_password(match: re.Match[str]) -> str:
     if any(sign in gap for sign in ":：=>→#"):
         # "Clave" is also the key of something: "la clave: paciencia".
         vague = match["word"].lower() == "clave" and not (has_digit or bare.isupper())
-        return match.group() if vague or bare.lower() in _REFERS else replaced
+        plain = bare.isalpha() and not any(map(str.isupper, bare[1:])) and value[0] not in "\"'«“"
+        # "A word on passwords: please stop writing them down."
+        goes_on = plain and not _CLAUSE_ENDS.match(match.string, match.end()) and value[-1] not in ".!?)"
+        return match.group() if vague or goes_on or bare.lower() in _REFERS else replaced
     says = gap.split()[-1].rstrip(":").lower()
     if says not in _TELLS:  # "to", or a line below
         return replaced if is_chosen(bare) or "\n" in gap else match.group()
@@ -235,7 +254,9 @@ def _replace_password(match: re.Match[str]) -> str:
     mixed_case = any(map(str.isupper, bare[1:])) and any(map(str.islower, bare))
     chosen = (has_letter and (has_digit or special or mixed_case)) or (bare.isdigit() and len(bare) >= 4)
     following = match.string[match.end() : match.end() + 10]
-    plain = says in _TELLS_PLAINLY and _is_told(value, following)
+    # "The password for the zip is oysterpie", but "the password reset is slow".
+    direct = len(gap.split()) == 1 or gap.split()[0].lower() in _OF_WHAT
+    plain = direct and says in _TELLS_PLAINLY and _is_told(value, following)
     return replaced if (chosen and _NOT_CHOSEN.fullmatch(bare) is None) or plain else match.group()
 
 

@@ -199,11 +199,9 @@ _DATE_LEAD = re.compile(
     r"Thu|Fri|Sat|Sun|"
     r"Quoting|Citando|Zitat von)(?!\w)|\d{1,4}[./年-])"
 )
-_NAME_LEAD = re.compile(r"(?:-{1,4}\s?)?(?:[\"'<\[]?[A-ZÀ-Ý]|[\"'<\[]|\S{1,64}@\S)")
+_NAME_LEAD = re.compile(r"(?:-{1,4}\s?)?(?:[\"'<\[]?[A-ZÀ-Ý]|\d{1,2}\.? [\w.]|[\"'<\[]|\S{1,64}@\S)")
 _ADDRESS = re.compile(r"[\w.+'-]{1,64}@[\w-]{1,63}\.[\w.-]{2,}")
 _TIME_OR_YEAR = re.compile(r"\b\d{1,2}[:.h]\d{2}\b|\b(?:19|20)\d\d\b|\b\d{1,2}[/.]\d{1,2}[/.]\d{2,4}\b|\d年")
-# What the header of a mail holds: an address, a Notes name, bold labels, a time or a year.
-_MAIL_HEADER = re.compile(rf"[@/<]|^\s*\*|{_TIME_OR_YEAR.pattern}")
 _FIRST_PERSON = re.compile(
     r"(?<![\w.@-])(?:I|we|ich|wir|je|j['’]ai|nous|yo|io|ik|wij|eu|jag|vi|she|he|they|er|sie|who|it)\s+"
     rf"(?:also |just |then |once |ai |have |had |habe )?(?:{_VERBS}|said)"
@@ -215,6 +213,9 @@ _DATE = re.compile(
     r"(?<!\w)[\dOSIl]{1,2}\s?[/.]\s?[\dOSIl]{1,2}\s?[/.]\s?[\dOSIl]{2,4},?\s{1,4}[\dOSIl]{1,2}[:.][\dOSIl]{2}"
     r"|\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d",
 )
+_DATE_WORDS = ("date", "datum", "data", "fecha", "dato", "дата")
+# What the header of a mail holds: an address, a Notes name, bold labels, a date with its time.
+_MAIL_HEADER = re.compile(rf"[@/<]|^\s*\*|{_DATE.pattern}")
 _MAX_ONE_LINE = 4_000
 _INNER_LABEL = re.compile(
     r"\s(" + "|".join(re.escape(word) for words in _LABELS.values() for word in words.split("|")) + r")\s?:\s"
@@ -451,10 +452,18 @@ def _is_attribution(joined: str, marked: bool) -> bool:
     dated = _TIME_OR_YEAR.search(joined) is not None
     if _ENDS_WITH_VERB.search(joined):
         return (
-            address or marked or (dated and len(joined) <= 160 and _NAME_THEN_VERB.search(joined) is not None)
+            address
+            or marked
+            # "On 12 March 2026 Mr Sutton wrote:" is a sentence; programs tell the time of day.
+            or (
+                dated
+                and len(joined) <= 160
+                and _CLOCK.search(joined) is not None
+                and _NAME_THEN_VERB.search(joined) is not None
+            )
         )
     if _VERB_THEN_NAME.search(joined):
-        return address or marked or dated
+        return address or marked or (dated and _CLOCK.search(joined) is not None)
     if date := _VERB_THEN_DATE.search(joined):
         return address or marked or _CLOCK.search(date["date"]) is not None
     if (marked and _QUOTING.match(joined)) or _DATE_BY_ADDRESS.match(joined):
@@ -586,7 +595,7 @@ def _header_block(lines: Sequence[str], start: int, *, marked: bool = False) -> 
     """Return the line after the header block that starts at label line `start`, or None when it is none.
 
     Enough is a sender with two other labels, or recipients with a subject or a copy line. Below no marker it
-    also names an address, a time or a year: without them it is a list of the author's ("From: Berlin, To:
+    also names an address, or when it was sent: without them it is a list of the author's ("From: Berlin, To:
     Munich, Date: 12 March"). A repeated label ends the search, so that neighbouring calls never read the same
     lines twice.
     """
@@ -628,7 +637,7 @@ def _header_block(lines: Sequence[str], start: int, *, marked: bool = False) -> 
         if not blanks and open_label == "subject" and unknown == 1:
             # A subject wraps; a body does not follow a subject without a blank line.
             end = index + 1
-    if not marked and not any(map(_MAIL_HEADER.search, lines[_lead_start(lines, start) : end])):
+    if not marked and not _names_a_mail(lines, _lead_start(lines, start), end, labels):
         return None
     if "from" in labels and len(labels - {"from", "other"}) >= 2:
         return end
@@ -637,9 +646,22 @@ def _header_block(lines: Sequence[str], start: int, *, marked: bool = False) -> 
         # the date line that Lotus puts above.
         if len(labels) >= 3 or _lead_start(lines, start) < start:
             return end
-        if any("@" in line or "/" in line for line in lines[start:end]):
+        if any("/" in line for line in lines[start:end]):
             return end
     return None
+
+
+def _names_a_mail(lines: Sequence[str], start: int, end: int, labels: set[str]) -> bool:
+    """Tell whether a header block holds what lists of the author's do not: see `_header_block`."""
+    for line in lines[start:end]:
+        if _MAIL_HEADER.search(line):
+            return True
+        label = _label_of(line.strip())
+        # A journey has a date, too, but is not "sent" and has no subject.
+        dated = label is not None and label.kind == "sent" and _TIME_OR_YEAR.search(line)
+        if dated and (labels & {"subject", "cc"} or not line.strip().lower().startswith(_DATE_WORDS)):
+            return True
+    return False
 
 
 def _continues_addresses(line: str) -> bool:

@@ -126,8 +126,8 @@ _PIN_SAID = re.compile(
 _CODE = re.compile(
     r"\b(?P<word>otp|puk|(?-i:[a-z]{0,3}TAN)|2fa|mfa|one[- ]time (?:code|password|passcode)|"
     r"(?:verification|security|confirmation|access|login|log-in|sign-in|authentication|auth|activation|"
-    r"unlock|gate|entry|backup|recovery|alarm|door|participant|host|conference|pass)[ -]?"
-    r"(?:code|pin|key|number)s?|"
+    r"unlock|gate|entry|backup|recovery|alarm|door|participant|host|conference|pass)[ -]?(?:code|pin|key)s?|"
+    r"(?:participant|host|conference)[ -]?numbers?|"
     r"code d['’](?:accès|entrée)|"
     r"code de (?:vérification|sécurité|confirmation|la porte)|code du portail|"
     r"código de (?:verificación|seguridad|verificação|segurança|acceso|acesso)|"
@@ -151,24 +151,32 @@ _CODE_SAID = re.compile(
     r"\n{0,2}\#?)(?P<value>\d{3}[ -]\d{3}|\d{4,10}|(?=[A-Z]{0,15}\d)[A-Z0-9]{5,16})(?![\w-]*\w)",
     re.I,
 )
-# "zip code: 77046", "error code 50012" and "the code is 20000 lines" open nothing.
-_OF_OTHER_CODES = """
-    zip area tax postal post country dress source cost error product colour color order article item booking
-    discount promo voucher bar qr dialling dialing exit status response http sort model part job project dial
-    fault uni de en geo fehler farb rabatt gutschein länder
+# "zip code: 77046", "course code is MATH2301" and "the code is 20000 lines" open nothing; "the code" does.
+_OF_CODES_THAT_OPEN = """
+    a an the this that my your his her its our their new old same it's is was and or me you us them
+    door gate entry garage house lift safe box lockbox keypad building alarm wifi wi-fi wlan sms text login
+    access verification security confirmation unlock activation backup recovery temporary one-time secret
+    der den dein deinen ihr ihren unser unseren mein meinen ein einen dem zum tür haustür tor garagen zugangs
+    zutritts bestätigungs sicherheits freischalt aktivierungs einmal anmelde login entsperr pin tan sms alarm
+    le mon ton son votre notre un el tu su mi il lo o os seu teu de je mijn jouw uw een deur toegangs inlog
+    verificatie beveiligings
 """
-_OTHER_CODES = frozenset(_OF_OTHER_CODES.split())
+_CODES_THAT_OPEN = frozenset(_OF_CODES_THAT_OPEN.split())
 _CLAUSE_ENDS = re.compile(
     r"[ \t]*(?:[\n.,;:)!?#/(-]|$|(?:and|but|or|to|for|on|at|if|when|until|then|as|und|oder|et|ou|y|e|en)\b)"
 )
 _LETTERS_BEFORE = re.compile(r"[^\W\d_]+$")
+_SHORT_WORDS = frozenset({"2fa", "mfa", "otp", "puk", "tan"})
+# "The conference number is 01632 960500"
+_REST_OF_PHONE = re.compile(r"(?<=\d)[ -]\d{3}")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # The gap before a value ends with what tells it.
 _SAYS = re.compile(r"(?:[:=\n]|\b(?:is|was|be|ist|lautet|est|es)|['’]s|[èé])[\s\#\"'“*]*$")
 # "use 482913 to log in"
 _CODE_USED = re.compile(
     r"\b((?:use|enter|type|dial|press|gib|tippe|saisis|introduce|usa)(?: the)?(?: code)? )\d{5,8}"
-    r"(?= (?:to|when|as|at|and|if|for|ein|pour|para|per)\b)",
+    r"(?= (?:to (?:log|sign|get|open|enter|unlock|verify|confirm|access|activate|join)|when |if it|ein\b|"
+    r"pour (?:entrer|ouvrir)|para (?:entrar|abrir)|per (?:entrare|aprire)))",
     re.I,
 )
 _CODE_FIRST = re.compile(
@@ -401,19 +409,27 @@ def _replace_code(match: re.Match[str]) -> str:
     if not any(map(str.isdigit, value)) or "[" in gap:
         return match.group()
     told = _SAYS.search(gap) is not None
+    if _REST_OF_PHONE.match(match.string, match.end()):
+        return match.group()
+    word = match["word"].lower()
+    if word in _SHORT_WORDS and gap.strip(" \t:#") and not told:
+        return match.group()  # "2FA is active for 1200 users"
     # "She got her MFA in 2019", "participant numbers rose to 1200"
-    counted = _YEAR.fullmatch(value) or match["word"].lower().rstrip("s").endswith("number")
+    counted = _YEAR.fullmatch(value) or word.endswith(("number", "numbers", "keys"))
     return match.group() if counted and not told else f"{match['word']}{gap}[code]"
 
 
 def _replace_compound(match: re.Match[str]) -> str:
     first = _LETTERS_BEFORE.search(match.string[max(0, match.start() - 20) : match.start()])
-    return match.group() if first is None or first.group().lower() in _OTHER_CODES else _replace_code(match)
+    opens = first is not None and first.group().lower() in _CODES_THAT_OPEN
+    return _replace_code(match) if opens else match.group()
 
 
 def _replace_said_code(match: re.Match[str]) -> str:
     value, gap, before = match["value"], match["gap"], match["before"] or ""
-    if before.strip(" -").lower() in _OTHER_CODES or not _CLAUSE_ENDS.match(match.string, match.end()):
+    if (before and before.strip(" -").lower() not in _CODES_THAT_OPEN) or not _CLAUSE_ENDS.match(
+        match.string, match.end()
+    ):
         return match.group()
     # "code 482913", but not "code 2024"
     if not _SAYS.search(gap) and not (value.isdigit() and len(value) >= _MIN_BARE_CODE):

@@ -24,7 +24,11 @@ _MAX_TAIL_LINES = 10
 # than this below it are a text.
 _MAX_SIGNATURE_LINES = 15
 
-_KEPT_SHORT = re.compile(r"\s*(?:[-~]?\s?\w[.!]?|[:;=8xX][-o*'^]?[()DPp/|\]\[3*]+|[!?]+|<3+)\s*$")
+_KEPT_SHORT = re.compile(
+    # Initials ("H. B.", "M & H"), kisses, scores, emoticons.
+    r"\s*(?:[A-Z]\. ?[A-Z]\.?(?: ?[A-Z]\.?)?|[A-Z] ?[&+] ?[A-Z]|(?:x ){1,4}x|\d{1,2}[:-]\d{1,2}[!.]?|"
+    r"[-~]?\s?\w[.!]?|[:;=8xX][-o*'^]?[()DPp/|\]\[3*]+|[!?]+|<3+)\s*$"
+)
 
 _CONTACT = re.compile(
     r"(?:\d[\s().+/-]{0,3}){6,}|https?://|www\.|\S@\S|\b(?:tel|phone|fax|mobile|cell|mob|office|ext|suite|"

@@ -44,17 +44,18 @@ _PERSONS = re.compile(
     re.I,
 )
 _MIN_SAID_WORDS = 4
+_MIN_SMALL_WORDS = 2
 _NOT_SAID = re.compile(
     r"https?://|www\.|@|\d{4}|confiden|privileg|recipient|vertraulich|destinat|printing|sent from", re.I
 )
 
 
 def is_said(line: str) -> bool:
-    """Tell whether a line is a whole sentence from somebody to somebody: no slogan, address or disclaimer."""
+    """Tell whether a line is a whole sentence that somebody may say: no address, contact or disclaimer."""
     words = line.split()
     return (
         len(words) >= _MIN_SAID_WORDS
         and line.rstrip()[-1] in ".!?"
-        and _PERSONS.search(line) is not None
-        and _NOT_SAID.search(line) is None
+        and (_NOT_SAID.search(line) is None or (_PERSONS.search(line) is not None and "@" not in line))
+        and sum(word[0].islower() for word in words) >= _MIN_SMALL_WORDS
     )
