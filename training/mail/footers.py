@@ -168,15 +168,6 @@ _REGISTRATION = re.compile(
     r"informationen zum datenschutz finden",
     re.I,
 )
-_REGISTRATION_HINTS = (
-    "HRB",
-    "HRA",
-    "eschäftsführ",
-    "Sitz der G",
-    "egistergericht",
-    "egistered ",
-    "zum Datenschutz ",
-)
 _SCANNER = re.compile(
     r"(?:\[[^\]]{0,190}\] ?)?(?:virus-free|virenfrei|(?:garanti )?sans virus|libre de virus|"
     r"(?:mail )?priv[ao] di virus|virusvrij|(?:livre de|sem) vírus)\.? ?(?:<?(?:https?://)?www\.a(?:vast|vg)\.com|$)"
@@ -192,7 +183,6 @@ _SCANNER = re.compile(
     r"|questa e-?mail è stata controllata|dit e-?mailbericht is gecontroleerd op virus",
     re.I,
 )
-_SCANNER_HINTS = ("irus", "IRUS", "vírus", "iren", "vast.com", "avg.com", "ESET")
 _LIST_FOOTER = re.compile(
     r"you received this (?:message|e-?mail) because you (?:are|have|signed|subscribed|opted)"
     r"|to post to this group|for more options, visit this group"
@@ -215,7 +205,11 @@ _INVITATION = re.compile(
     re.I,
 )
 _MAX_BEHIND_INVITATION = 10
-_INVITATION_HINTS = ("Zoom", "Google Meet", "Microsoft Teams")
+# Without one of these no scanner, meeting or company's register is named.
+_HINTS = re.compile(
+    r"irus|IRUS|vírus|iren|vast\.com|avg\.com|ESET|Zoom|Google Meet|Microsoft Teams|HR[AB]|schäftsführ|"
+    r"Sitz der|gistergericht|egistered|zum Datenschutz"
+)
 # A real rule, or what OCR makes of one ("'=", ";;;;", "~~~").
 _ATTACHMENT = re.compile(
     r"[=;:~_*\-#.' ]{4,80}\s?ATT ?ACH|={6,80}\s?ATT?A?C?$|ATT CREATION TIME/DATE"
@@ -263,7 +257,7 @@ def find_pictures(lines: Sequence[str], own: Sequence[int]) -> set[int]:
 
 def may_hold_pictures(text: str) -> bool:
     """Tell at a glance whether `find_pictures` can find any."""
-    return any(hint in text for hint in _PICTURE_HINTS)
+    return "[" in text and any(hint in text for hint in _PICTURE_HINTS)
 
 
 def footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: str) -> str:
@@ -279,10 +273,13 @@ def footer_at(lines: Sequence[str], own: Sequence[int], position: int, line: str
             return "OpenPGP"
     if _starts_disclaimer(lines, own, position, head):
         return "disclaimer"
-    if any(hint in head for hint in _SCANNER_HINTS) and _SCANNER.match(head):
-        return "footer"
-    if any(hint in head for hint in _INVITATION_HINTS) and _starts_invitation(lines, own, position, head):
-        return "invitation"
+    if _HINTS.search(head):
+        if _SCANNER.match(head):
+            return "footer"
+        if _starts_invitation(lines, own, position, head):
+            return "invitation"
+        if _REGISTRATION.search(head) and _text_above(lines, own, position):
+            return "disclaimer"
     first = head[0].lower()
     if first in "tufydgcjmhw" or "@" in head:
         if _LIST_FOOTER.match(head) or (first in "tu" and _tells_how_to_leave(lines, own, position, head)):
@@ -297,11 +294,7 @@ def _starts_disclaimer(lines: Sequence[str], own: Sequence[int], position: int, 
     word = found[1].lower() if found else ""
     legal = word in _LEGAL and _LEGAL[word].match(head) is not None
     if not legal and not (word in _ABOUT_THE_MAIL and _ABOUT_THE_MAIL[word].match(head)):
-        return (
-            any(hint in head for hint in _REGISTRATION_HINTS)
-            and _REGISTRATION.search(head) is not None
-            and _text_above(lines, own, position)
-        )
+        return False
     # The first paragraph of a mail about a confidential message is no disclaimer; one that also speaks of the
     # wrong recipient is.
     needed = 1 if legal and _text_above(lines, own, position) else _WORDS_NEEDED

@@ -19,23 +19,42 @@ _WHOLE_WORDS = (
     r"(?:clé|code|chiave|clave) wi-?fi|пароль|密码|密碼|パスワード"
 )
 _WORD = rf"(?:(?:{_WITHIN_WORDS})|(?<![^\W_])(?:{_WHOLE_WORDS}))"
-_HINTS = (
-    "pass", "pw", "p/w", "kennw", "mdp", "contrase", "clave", "parola", "wachtwoord", "senha", "palavra",
-    "adgangskode", "salasana", "heslo", "fi key", "fi-key", "wpa", "code wi", "chiave", "work key",
-    "router key", "ww", "psw",
-)  # fmt: skip
-_WIDER_HINTS = ("lösenord", "hasło", "schlüssel", "clé wi", "пароль", "密码", "密碼", "パスワード")
 # "passed" and "Chopwell" are no passwords.
 _HINT = re.compile(
     r"pass(?:[ -]?w|[ -]?ph|[ -]?code|ord|e\b|[ \t]{0,3}[:=])|p/?wd?(?:\b|_|s\b)|(?:ww|psw)[ \t]{0,3}[:=]|"
-    + "|".join(hint for hint in (*_HINTS, *_WIDER_HINTS) if hint not in ("pass", "pw", "p/w", "ww", "psw"))
+    r"kennw|mdp|contrase|clave|parola|wachtwoord|senha|palavra|adgangskode|salasana|heslo|fi[ -]key|wpa|"
+    r"code wi|chiave|work key|router key|lösenord|hasło|schlüssel|clé wi|пароль|密码|密碼|パスワード"
 )
+_WIDER_HINTS = ("lösenord", "hasło", "schlüssel", "clé wi", "пароль", "密码", "密碼", "パスワード")
 
 
 def may_hold_passwords(lowered: str) -> bool:
     """Tell by small letters whether any pattern but that of logins can match: a hundredth of trying them."""
-    hinted = any(hint in lowered for hint in _HINTS) or (
-        not lowered.isascii() and any(hint in lowered for hint in _WIDER_HINTS)
+    # Spelt out: a generator over the hints takes three times as long, on every mail.
+    hinted = (
+        "pass" in lowered
+        or "pw" in lowered
+        or "p/w" in lowered
+        or "ww:" in lowered
+        or "ww =" in lowered
+        or "psw" in lowered
+        or "wpa" in lowered
+        or "mdp" in lowered
+        or " key" in lowered
+        or "-key" in lowered
+        or "kennw" in lowered
+        or "contrase" in lowered
+        or "clave" in lowered
+        or "parola" in lowered
+        or "wachtw" in lowered
+        or "senha" in lowered
+        or "palavra" in lowered
+        or "adgangsk" in lowered
+        or "salasana" in lowered
+        or "heslo" in lowered
+        or "code wi" in lowered
+        or "chiave" in lowered
+        or (not lowered.isascii() and any(hint in lowered for hint in _WIDER_HINTS))
     )
     return hinted and _HINT.search(lowered) is not None
 

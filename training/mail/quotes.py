@@ -637,7 +637,10 @@ def _header_block(lines: Sequence[str], start: int, *, marked: bool = False) -> 
         if not blanks and open_label == "subject" and unknown == 1:
             # A subject wraps; a body does not follow a subject without a blank line.
             end = index + 1
-    if not marked and not _names_a_mail(lines, _lead_start(lines, start), end, labels):
+    if not marked and not (
+        _names_a_mail(lines, start, end, labels)
+        or _names_a_mail(lines, _lead_start(lines, start), start, labels)
+    ):
         return None
     if "from" in labels and len(labels - {"from", "other"}) >= 2:
         return end

@@ -272,9 +272,9 @@ def redact(text: str) -> Redacted:
     lowered = text.lower()
     some_digit = _DIGIT.search(text) is not None
     digits = some_digit and _DIGITS.search(text) is not None
-    long_tokens = [token for token in text.split() if len(token) >= _LONG]
-    longest = max(map(len, long_tokens), default=0)
-    long_token = longest > 0
+    words = text.split()
+    longest = max(map(len, words), default=0)
+    long_token = longest >= _LONG
     hinted_password = passwords.may_hold_passwords(lowered)
     hinted_login = passwords.may_hold_login(text, lowered)
     if not (some_digit or long_token or hinted_password or hinted_login or "-----BEGIN" in text):
@@ -287,7 +287,7 @@ def redact(text: str) -> Redacted:
     if "://" in text or "www." in lowered:
         text = counter.sub(_URL, _replace_url, text)
     if long_token:
-        tokens = " ".join(long_tokens)
+        tokens = " ".join([word for word in words if len(word) >= _LONG])
         if any(hint in tokens for hint in _API_KEY_HINTS):
             text = counter.sub(_API_KEY, lambda match: "[API key]", text)
         if "bearer " in lowered or "basic " in lowered:
