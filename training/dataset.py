@@ -152,16 +152,7 @@ def prepare(
     `sent` is how many sent mails the user has in all, when not all were read; `drafted` how many were not
     read because the AI had drafted them.
     """
-    # Imported here: the GPU side uses this module for its JSONL and tokens and needs no mail libraries.
-    from training.mail.clean import clean_mailbox
-
-    cleaned = clean_mailbox(
-        mails,
-        language=config.language,
-        min_words=config.min_words,
-        max_words=config.max_words,
-        on_progress=on_progress,
-    )
+    cleaned = _clean(mails, config, on_progress)
     names = _names_to_mask(mails, cleaned, config)
     examples = [make_example(mail, config, names) for mail in in_time_order(cleaned.mails)]
     retrain = retrain or Retrain()
@@ -172,12 +163,7 @@ def prepare(
 
 def examples_of(mails: Sequence[Mail], config: DataConfig) -> tuple[Example, ...]:
     """Clean `mails` and make an example of each that is kept, in time order, without a split or masks."""
-    from training.mail.clean import clean_mailbox
-
-    cleaned = clean_mailbox(
-        mails, language=config.language, min_words=config.min_words, max_words=config.max_words
-    )
-    return tuple(make_example(mail, config) for mail in in_time_order(cleaned.mails))
+    return tuple(make_example(mail, config) for mail in in_time_order(_clean(mails, config).mails))
 
 
 def require_enough(report: DataReport, config: DataConfig, *, only_new: bool = False) -> None:
@@ -214,6 +200,21 @@ def make_example(mail: CleanMail, config: DataConfig, names: frozenset[str] = fr
         input=context,
         output=output,
         masked=find_third_persons(output, names) if config.mask_third_persons else (),
+    )
+
+
+def _clean(
+    mails: Sequence[Mail], config: DataConfig, on_progress: Callable[[int, int], None] | None = None
+) -> CleanedMailbox:
+    # Imported here: the GPU side uses this module for its JSONL and tokens and needs no mail libraries.
+    from training.mail.clean import clean_mailbox
+
+    return clean_mailbox(
+        mails,
+        language=config.language,
+        min_words=config.min_words,
+        max_words=config.max_words,
+        on_progress=on_progress,
     )
 
 

@@ -87,6 +87,12 @@ PUTTY = "PuTTY-User-Key-File-3: ssh-rsa\nComment: x\nPrivate-Lines: 1\nAAAA\nPri
         ("Try Marmalade9 as the password", "Try [password] as the password"),
         ("harbour22 is the wifi password", "[password] is the wifi password"),
         ("le mot de passe, c'est mouette22", "le mot de passe, c'est [password]"),
+        (
+            "the password " + "of it " * 12 + "is Seagull22harbour9 now",  # it goes past the window
+            "the password " + "of it " * 12 + "is [password] now",
+        ),
+        # One word, found from both sides.
+        ("the password Harbour22 is the wifi password", "the password [password] is the wifi password"),
         ("Senha provisória: gaivota22", "Senha provisória: [password]"),
         ("Das Gastpasswort ist jetzt Moewe22", "Das Gastpasswort ist jetzt [password]"),
         ("my wifi password is:\nharbour22 as always", "my wifi password is:\n[password] as always"),

@@ -18,24 +18,6 @@ PLACEHOLDERS = (
     "[private key]", "[API key]", "[password]", "[card number]", "[account number]", "[code]", "[link]",
     "[ID number]",
 )  # fmt: skip
-_MIN_CARD_DIGITS = 13
-_MIN_BARE_CODE = 5
-_LONG = 16
-"""Characters of the shortest key."""
-_LICENCE_CHARS, _LICENCE_DASHES = 23, 3
-_BANK_HINTS = (
-    "routing",
-    "aba",
-    "blz",
-    "bsb",
-    "acct",
-    "a/c",
-    "konto",
-    "compte",
-    "cuenta",
-    "conto",
-    "rekening",
-)
 
 IBAN_LENGTHS = {
     "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BI": 27,
@@ -77,7 +59,8 @@ _API_KEY = re.compile(
     r"|glrt-[A-Za-z0-9_-]{20,60}|key-[0-9a-f]{32}|[0-9a-f]{32}-us\d{1,2}|EAAA[A-Za-z0-9_-]{56,100}"
     r"|(?:secret|ntn)_[A-Za-z0-9]{40,60}|lin_api_[A-Za-z0-9]{32,60}|ATATT3[A-Za-z0-9_=-]{40,250}"
     r"|sl\.[A-Za-z0-9_-]{60,200}|hvs\.[A-Za-z0-9_-]{20,200}|gsk_[A-Za-z0-9]{40,60}|dckr_pat_[A-Za-z0-9_-]{20,60}"
-    r"|tskey-[A-Za-z0-9-]{20,80}|\d{8,10}:AA[A-Za-z0-9_-]{30,40}|1//0[A-Za-z0-9_-]{40,150}|[A-Za-z0-9_-]{3}\dQ~[A-Za-z0-9_.~-]{31,40}"
+    r"|tskey-[A-Za-z0-9-]{20,80}|\d{8,10}:AA[A-Za-z0-9_-]{30,40}|1//0[A-Za-z0-9_-]{40,150}"
+    r"|[A-Za-z0-9_-]{3}\dQ~[A-Za-z0-9_.~-]{31,40}"
     r"|eyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,4000}(?:\.[A-Za-z0-9_-]{5,2000})?"
     r")(?![A-Za-z0-9])"
 )
@@ -110,7 +93,8 @@ _LONG_TOKEN = re.compile(
 
 _PIN = re.compile(
     r"\b(PIN|P\.I\.N\.)((?:[ -]?(?:[Cc]ode|[Nn]umber|[Nn]o\.?))?"
-    r"(?:\s{0,3}(?:is|ist|lautet|est|es|[:=#])?\s{0,3}|[^\n\d.!?]{2,30}?\s(?:is|ist|lautet|est|es|è|é)\s{1,3}))\d{4,8}\b"
+    r"(?:\s{0,3}(?:is|ist|lautet|est|es|[:=#])?\s{0,3}|"
+    r"[^\n\d.!?]{2,30}?\s(?:is|ist|lautet|est|es|è|é)\s{1,3}))\d{4,8}\b"
 )
 _OWN_PIN = re.compile(
     r"\b((?:my|your|his|her|our|their|new|card|bank|atm|sim|phone|door|alarm) pin(?: code| number)? )"
@@ -122,7 +106,7 @@ _PIN_SAID = re.compile(
     r"(?:\d{3}-\d{4}|\d{4,8})\b",
     re.I,
 )
-# What opens something by itself; what the value means must not be said. TAN is no tan.
+# What opens something, whoever says it how. TAN is no tan.
 _CODE = re.compile(
     r"\b(?P<word>otp|puk|(?-i:[a-z]{0,3}TAN)|2fa|mfa|one[- ]time (?:code|password|passcode)|"
     r"(?:verification|security|confirmation|access|login|log-in|sign-in|authentication|auth|activation|"
@@ -240,6 +224,16 @@ _URL_WEBHOOK = re.compile(
     r"//hooks\.slack\.com/\w|//discord(?:app)?\.com/api/webhooks/\w|/webhook/[\w-]{16}", re.I
 )
 
+_MIN_CARD_DIGITS = 13
+# "code 482913" is one; "code 4711" must be said to be.
+_MIN_BARE_CODE = 5
+# Characters of the shortest key, and of a licence with its dashes.
+_LONG = 16
+_LICENCE_CHARS, _LICENCE_DASHES = 23, 3
+# Substrings without which a pattern cannot match: finding them costs a hundredth of running it.
+_BANK_HINTS = (
+    "routing", "aba", "blz", "bsb", "acct", "a/c", "konto", "compte", "cuenta", "conto", "rekening",
+)  # fmt: skip
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d\D?\d\D?\d\D?\d")
 _SSN_HINT = re.compile(r"-\d\d-\d{4}")

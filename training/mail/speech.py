@@ -15,6 +15,17 @@ QUOTED = re.compile(r"\"[^\"]{0,800}\"|``[^`']{0,800}''|“[^”]{0,800}”")
 _LEADS_ON = re.compile(r"(?:also|note|see|nb)\b|here(?:['’]s| is| are)\b", re.I)
 _POINTS_DOWN = (" below", " follows", " unten", " ci-dessous", " abajo", " hieronder", " abaixo")
 _CLOSING_MARKS = " .!)]-–—"
+# First and second persons of the seven languages that mail is best known in.
+_PERSONS = re.compile(
+    r"\b(?:I|we|you|your|me|us|let['’]?s|ich|wir|du|sie|ihnen|mir|uns|dir|je|nous|vous|tu|moi|te|"
+    r"yo|me|nos|usted|ustedes|mi|ci|vi|voi|lei|ik|wij|we|je|jij|u|eu|nós|você|vocês|lhe)\b|\bj['’]",
+    re.I,
+)
+_MIN_SAID_WORDS = 4
+_MIN_SMALL_WORDS = 2
+_NOT_SAID = re.compile(
+    r"https?://|www\.|@|\d{4}|confiden|privileg|recipient|vertraulich|destinat|printing|sent from", re.I
+)
 
 
 def person_share(text: str) -> float:
@@ -35,19 +46,6 @@ def speaks(paragraph: str) -> bool:
         or text[-20:].rstrip(_CLOSING_MARKS).endswith(_POINTS_DOWN)
         or PERSON.search(QUOTED.sub(" ", text)) is not None
     )
-
-
-# First and second persons of the seven languages that mail is best known in.
-_PERSONS = re.compile(
-    r"\b(?:I|we|you|your|me|us|let['’]?s|ich|wir|du|sie|ihnen|mir|uns|dir|je|nous|vous|tu|moi|te|"
-    r"yo|me|nos|usted|ustedes|mi|ci|vi|voi|lei|ik|wij|we|je|jij|u|eu|nós|você|vocês|lhe)\b|\bj['’]",
-    re.I,
-)
-_MIN_SAID_WORDS = 4
-_MIN_SMALL_WORDS = 2
-_NOT_SAID = re.compile(
-    r"https?://|www\.|@|\d{4}|confiden|privileg|recipient|vertraulich|destinat|printing|sent from", re.I
-)
 
 
 def is_said(line: str) -> bool:

@@ -136,13 +136,10 @@ def learn_names(mails: Iterable[Mail], own_texts: Sequence[str]) -> frozenset[st
         # "hi bob" makes bob no ordinary word.
         small.subtract(greeted)
     ordinary = {word for word in others if small[word] > 0 and small[word] >= capital[word]}
-    never = author | _NEVER
     # Anna Lee may be the only one at lee.example; where several write from, is a company or a provider.
     companies = {label for label, entries in at_domain.items() if len(entries) > 1}
-    at_companies = companies | never
-    return frozenset(others - ordinary - at_companies) | {
-        word.capitalize() for word in (others & ordinary) - at_companies
-    }
+    people = others - author - companies - _NEVER
+    return frozenset(people - ordinary) | {word.capitalize() for word in people & ordinary}
 
 
 def find_third_persons(text: str, names: frozenset[str]) -> tuple[Span, ...]:
